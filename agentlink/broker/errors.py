@@ -1,0 +1,47 @@
+"""What can go wrong with the broker, as a caller sees it."""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError
+
+from agentlink.errors import AgentLinkError
+
+
+class BrokerError(AgentLinkError):
+    """The broker can't be started, reached or stopped."""
+
+
+class BrokerStartError(BrokerError):
+    """The embedded broker did not start."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)
+        self.reason, self.remedy = reason, remedy
+
+    def __str__(self) -> str:
+        return f"the broker can't start: {self.reason}; {self.remedy}"
+
+
+class BrokerStopError(BrokerError):
+    """The embedded broker did not stop."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the broker did not stop: {self.reason}"
+
+
+class BrokerUnavailable(BrokerError, OperationalError):
+    """The broker did not take a call: nothing of it was accepted and nothing of it will run.
+
+    Also a kombu `OperationalError`, so that code written for plain Celery, and Celery itself, treats it as one.
+    """
+
+    def __init__(self, broker: str, reason: str) -> None:
+        super().__init__(broker, reason)
+        self.broker, self.reason = broker, reason
+
+    def __str__(self) -> str:
+        return f"the broker at {self.broker} did not take the call: {self.reason}"

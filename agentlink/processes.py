@@ -1,0 +1,37 @@
+"""Ties between a process and those it starts, where the standard library has none (Linux `prctl`).
+
+Elsewhere than on Linux each function does nothing and returns False: callers then rely on process groups alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, argument: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0
+
+
+def die_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> bool:
+    """Have the kernel send `signum` to this process when its parent ends, however that happens.
+
+    `parent_pid` is the parent as the caller knows it: if it has ended before this call, the signal is raised at once.
+    """
+    done = _prctl(_PR_SET_PDEATHSIG, signum)
+    if done and os.getppid() != parent_pid:
+        os.kill(os.getpid(), signum)
+    return done
+
+
+def adopt_orphans() -> bool:
+    """Become the new parent of all descendants whose own parent ends, so that none can escape by a double fork."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)

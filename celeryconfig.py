@@ -1,0 +1,62 @@
+"""Every Celery setting, derived from AgentLink's own, each with its reason. Celery reads this module by its name."""
+
+from __future__ import annotations
+
+from agentlink.settings import load
+
+_settings = load()
+
+# -- Where: one server holds queues, results and runs.
+broker_url = _settings.url
+result_backend = f"agentlink.broker.results:ResultBackend+{_settings.result_url}"
+broker_transport_options = {
+    # A server that has stopped answering is noticed by half of a call's deadline: the other half is for a second try.
+    "socket_timeout": _settings.publish_timeout_s / 2,
+    "socket_connect_timeout": _settings.publish_timeout_s / 2,
+    # Twice the longest task: kombu hands an unacknowledged message out again after this time, finished or not.
+    "visibility_timeout": int(2 * _settings.hard_time_limit_s),
+}
+
+# -- What: the tasks and workflows every worker knows. `tasks` itself never imports `workflows`.
+imports = ("tasks.command", "workflows", *_settings.imports)
+
+# -- Messages: JSON only. Pickle runs whatever the sender put in, and the broker may be shared.
+task_serializer = "json"
+result_serializer = "json"
+accept_content = ["json"]
+result_accept_content = ["json"]
+timezone = "UTC"
+enable_utc = True
+
+# -- Nothing is lost: a message is acknowledged after its task has ended, so that another worker can take it over.
+task_acks_late = True
+# A child that was killed (by the kernel, say) does not take its task along: it is published again, at most
+# `max_retries` times, and fails then. (How soon is the base task's `default_retry_delay`.)
+task_retry_on_worker_lost = True
+# A second delivery of a task that has succeeded does not run it again.
+worker_deduplicate_successful_tasks = True
+# One message a process: what one worker hoards, another can't run, and a paused worker should hold nothing.
+worker_prefetch_multiplier = 1
+
+# -- Time limits: every task ends. The soft one raises SoftTimeLimitExceeded inside it, the hard one kills its process.
+task_soft_time_limit = _settings.soft_time_limit_s
+task_time_limit = _settings.hard_time_limit_s
+
+# -- Results: kept for a while, with the facts that pages and handles show.
+result_expires = int(_settings.keep_results_s)
+result_extended = True
+task_track_started = True
+redis_socket_timeout = 30  # stock waits two minutes on a server that has stopped answering
+
+# -- Queues: `cpu` for work that needs a process of its own. Others are made as tasks name them.
+task_default_queue = "cpu"
+task_create_missing_queues = True
+
+# -- Trouble with the broker: wait for it at start and again after it went away; a worker never gives up.
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_connection_timeout = _settings.publish_timeout_s / 2
+
+# -- Watching: Flower sees every task's events while it listens.
+worker_send_task_events = True
+worker_concurrency = _settings.concurrency

@@ -1,0 +1,55 @@
+"""The Celery app: wiring only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, overload
+
+from celery import signals
+
+from agentlink.processes import die_with_parent
+from agentlink.settings import load
+from resource_guard import celery_step
+from tasks.base import App, BaseTask, task_options
+
+app = App("agentlink")
+app.config_from_object("celeryconfig")
+celery_step.install(app, load())
+
+
+@overload
+def task(function: Callable[..., Any], /) -> BaseTask: ...
+@overload
+def task(
+    *, memory: str | int | None = None, cpu: float | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], BaseTask]: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    memory: str | int | None = None,
+    cpu: float | None = None,
+    **options: Any,
+) -> BaseTask | Callable[[Callable[..., Any]], BaseTask]:
+    """Make a function a task: Celery's `app.task`, which may also declare what one call needs.
+
+    `memory` is a size like `"1.5GB"`, `cpu` a number of cores; everything else (`queue`, `soft_time_limit`,
+    `time_limit`, `bind`, `name` …) is Celery's.
+
+    Raises:
+        ValueError: a size or a number of cores that makes no sense.
+    """
+    decorate = app.task(**task_options(memory, cpu, options))
+    return decorate(function) if function is not None else decorate
+
+
+@signals.celeryd_init.connect
+def _start_broker(**_: Any) -> None:
+    app.need_broker()
+
+
+@signals.worker_process_init.connect
+def _end_with_worker(**_: Any) -> None:
+    """A worker that is killed leaves no child running: stock Celery's would finish its task, unseen and unrecorded."""
+    die_with_parent(os.getppid())

@@ -1,0 +1,13 @@
+"""The errors of tasks. Leaves live beside the tasks that raise them."""
+
+from __future__ import annotations
+
+from agentlink.errors import AgentLinkError
+
+
+class TaskError(AgentLinkError):
+    """A task could not do what it was asked to; the message says what and why.
+
+    A leaf passes its constructor's arguments on to this class unchanged and writes its sentence in `__str__`: Celery
+    stores an exception as its class and `args`, and rebuilds it from those.
+    """

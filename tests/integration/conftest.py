@@ -1,0 +1,32 @@
+"""The system every integration test runs on, and what must hold after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentlink.broker import server
+from agentlink.settings import load
+from tests.integration.system import System
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    """An empty broker, and workers as the test starts them.
+
+    Afterwards: all workers are stopped, no process is left behind, every key has a TTL or is a permanent one.
+    """
+    settings = load()
+    server.ensure_running(settings)
+    system = System(settings, tmp_path)
+    yield system
+    for worker in system.workers:
+        worker.stop()
+    server.ensure_running(settings)
+    wait_until(lambda: not system.processes_left(), what=f"the end of {system.processes_left()}")
+    left = system.keys_without_ttl()
+    system.client.flushall()
+    assert left == []

@@ -1,0 +1,100 @@
+"""Tasks and workflows that the integration tests run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import chain, chord, group
+
+from tasks import task
+from workflows import workflow
+
+
+@task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@task
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+@task
+def own_pid() -> int:
+    return os.getpid()
+
+
+@task
+def append_line(path: str, text: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(text + "\n")
+
+
+@task
+def wait_for_file(path: str, timeout_s: float = 30, hold_bytes: int = 0, started: str | None = None) -> int:
+    """Hold memory, say so by making the file `started`, and go on until the file `path` is there."""
+    held = bytearray(b"x") * hold_bytes
+    if started:
+        Path(started).write_text(str(os.getpid()))
+    deadline = time.monotonic() + timeout_s
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.01)
+    return len(held)
+
+
+@task(ignore_result=True)
+def ignored(x: int) -> int:
+    return x
+
+
+@workflow
+def sums(count: int) -> Any:
+    """Add 1 to each number below `count` in parallel, sum up, add 1000."""
+    return chain(chord([add.s(number, 1) for number in range(count)], total.s()), add.s(1000))
+
+
+@workflow
+def parallel(count: int) -> Any:
+    return group(add.s(number, number) for number in range(count))
+
+
+@workflow
+def one_fails(message: str) -> Any:
+    return chord([add.s(1, 1), fail.si(message)], total.s())
+
+
+@workflow
+def immediate(value: int) -> int:
+    return value * 2
+
+
+@workflow
+def unbuildable(message: str) -> Any:
+    raise ValueError(message)
+
+
+@workflow
+def same_step_twice() -> Any:
+    increment = add.s(1)
+    return chain(add.s(0, 0), increment, increment)
+
+
+@workflow
+def ignoring(x: int) -> Any:
+    return chain(ignored.s(x), add.si(x, 1))
+
+
+@workflow
+def waits(path: str, started: str) -> Any:
+    return chain(wait_for_file.si(path, started=started), add.si(1, 1))

@@ -1,0 +1,23 @@
+"""Workflows: `@workflow`, the handle of a run, and the workflows that ship with AgentLink."""
+
+from workflows.base import workflow
+from workflows.errors import CallRefused, RunUnknown, WorkflowError
+from workflows.run import Progress, WorkflowRun
+from workflows.states import RunState, StepState
+from workflows.store import RunRecord, StepRecord
+
+__all__ = [
+    # to write and to follow
+    "workflow",
+    "WorkflowRun",
+    "Progress",
+    # what is known of a run
+    "RunRecord",
+    "RunState",
+    "StepRecord",
+    "StepState",
+    # errors
+    "CallRefused",
+    "RunUnknown",
+    "WorkflowError",
+]

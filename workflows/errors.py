@@ -1,0 +1,31 @@
+"""The errors of workflows."""
+
+from __future__ import annotations
+
+from agentlink.errors import AgentLinkError
+
+
+class WorkflowError(AgentLinkError):
+    """A workflow could not be called, built or followed."""
+
+
+class CallRefused(WorkflowError):
+    """The arguments of a call don't make sense; raised where the call is made, before anything is sent."""
+
+    def __init__(self, workflow: str, problem: str) -> None:
+        super().__init__(workflow, problem)
+        self.workflow, self.problem = workflow, problem
+
+    def __str__(self) -> str:
+        return f"{self.workflow}: {self.problem}"
+
+
+class RunUnknown(WorkflowError):
+    """There is no run of this id: it never was, or it ended longer ago than results are kept."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"no run {self.run_id} is known: it never was, or it ended longer ago than keep_results"

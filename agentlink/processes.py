@@ -14,11 +14,12 @@ import sys
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+# Loaded here, not when called: between fork and exec there must be nothing left to import.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
 
 def _prctl(option: int, argument: int) -> bool:
-    if sys.platform != "linux":
-        return False
-    return ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0
+    return _libc is not None and bool(_libc.prctl(option, argument, 0, 0, 0) == 0)
 
 
 def die_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> bool:

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     # How long a starting broker may take to answer; a large append-only file takes seconds to load.
     broker_start_timeout_s: Duration = Field(default=30.0, alias="broker_start_timeout")
     # How long a call may wait for the broker before it fails, start to end.
-    publish_timeout_s: Duration = Field(default=4.0, alias="publish_timeout")
+    publish_timeout_s: Duration = Field(default=3.0, alias="publish_timeout")
 
     # Processes that run tasks at the same time.
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_unused: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
 

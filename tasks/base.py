@@ -8,11 +8,11 @@ import redis
 from celery import Celery, Task
 from kombu.exceptions import OperationalError
 
-from agentlink.broker.errors import BrokerUnavailable
+from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import deadline, register
 from agentlink.settings import load
-from agentlink.units import parse_size
+from agentlink.units import format_size, parse_size
 
 # While the broker is away (restarting, say), a call tries again this often until its deadline.
 _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 0.05, "interval_max": 0.5}
@@ -48,17 +48,19 @@ class App(Celery):
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
         """
         settings = load()
-        self.need_broker()
         kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
+        # One half to reach a broker, the other (the socket's timeout) for its answer.
+        half_s = settings.publish_timeout_s / 2
         try:
-            with deadline(settings.publish_timeout_s):
+            with deadline(half_s):
+                self.need_broker(half_s)
                 return super().send_task(name, *args, **kwargs)
         except BrokerUnavailable:
             raise
-        except (OperationalError, redis.RedisError, OSError) as error:
-            raise BrokerUnavailable(settings.url, str(error)) from error
+        except (OperationalError, redis.RedisError, OSError, BrokerStartError) as error:
+            raise BrokerUnavailable(settings.url, _reason(error)) from error
 
-    def need_broker(self) -> None:
+    def need_broker(self, timeout_s: float | None = None) -> None:
         """Start the embedded broker if this process is the first to need it.
 
         Once a process: a broker that goes away later is not brought back from here, its calls fail in time.
@@ -67,8 +69,17 @@ class App(Celery):
             BrokerStartError: with the reason and what to do about it.
         """
         if not self._broker_seen and load().embedded:
-            ensure_running(load())
+            ensure_running(load(), timeout_s)
         self._broker_seen = True
+
+
+def _reason(error: Exception) -> str:
+    if "maxmemory" not in str(error):
+        return str(error)
+    return (
+        f"it is full: broker_memory is {format_size(load().broker_memory_bytes)}; let workers finish what is queued, "
+        "wait for results to expire, or raise AGENTLINK_BROKER_MEMORY"
+    )
 
 
 def task_options(memory: str | int | None, cpu: float | None, options: dict[str, Any]) -> dict[str, Any]:

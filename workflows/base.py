@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, overload
@@ -21,6 +22,7 @@ from workflows.plan import plan
 from workflows.run import WorkflowRun
 
 Prepare = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+Show = Callable[[Any], str]
 
 _ARGUMENT_MAX_CHARS = 200
 
@@ -33,6 +35,10 @@ class WorkflowTask(BaseTask):
     builds_canvas = True
     #: Checks and completes a call's arguments where the call is made.
     prepare: Prepare | None = None
+
+    def show(self, result: Any) -> str:
+        """A result as Markdown for people; JSON unless the workflow says otherwise."""
+        return f"```json\n{json.dumps(result, indent=2, ensure_ascii=False)}\n```"
 
     def delay(self, *args: Any, **kwargs: Any) -> WorkflowRun:
         """Start a run and return its handle at once, however large the workflow.
@@ -79,13 +85,14 @@ class WorkflowTask(BaseTask):
 def workflow(build: Callable[..., Any], /) -> WorkflowTask: ...
 @overload
 def workflow(
-    *, prepare: Prepare | None = None, name: str | None = None, **options: Any
+    *, prepare: Prepare | None = None, show: Show | None = None, name: str | None = None, **options: Any
 ) -> Callable[[Callable[..., Any]], WorkflowTask]: ...
 def workflow(
     build: Callable[..., Any] | None = None,
     /,
     *,
     prepare: Prepare | None = None,
+    show: Show | None = None,
     name: str | None = None,
     **options: Any,
 ) -> WorkflowTask | Callable[[Callable[..., Any]], WorkflowTask]:
@@ -94,7 +101,7 @@ def workflow(
     The function runs in a worker. It must build the same canvas each time it gets the same arguments. Should it return
     anything but a canvas, that is the run's result. `prepare(*args, **kwargs) -> (args, kwargs)` runs in the caller's
     process first: it may refuse the call, or turn what only makes sense there (a relative path) into what makes sense
-    anywhere. The other options are Celery's.
+    anywhere. `show(result) -> Markdown` is how a person sees the result. The other options are Celery's.
     """
 
     def decorate(function: Callable[..., Any]) -> WorkflowTask:
@@ -114,6 +121,7 @@ def workflow(
             name=name or f"{function.__module__}.{function.__qualname__}",
             prepare=staticmethod(prepare) if prepare else None,
             build=staticmethod(function),
+            **({"show": staticmethod(show)} if show else {}),
             **options,
         )
         return task

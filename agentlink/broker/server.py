@@ -52,16 +52,18 @@ def is_running(settings: Settings) -> bool:
             return False
 
 
-def ensure_running(settings: Settings) -> bool:
+def ensure_running(settings: Settings, timeout_s: float | None = None) -> bool:
     """Start the embedded broker unless it answers already; return whether this call started it.
 
     Raises:
-        BrokerStartError: with the reason and what to do about it.
+        BrokerStartError: with the reason and what to do about it; at the latest after `timeout_s`, by default the
+            setting `broker_start_timeout`.
     """
     if is_running(settings):
         return False
-    _make_folder(settings.broker_folder)
-    deadline = time.monotonic() + settings.broker_start_timeout_s
+    make_folder(settings.broker_folder)
+    timeout_s = settings.broker_start_timeout_s if timeout_s is None else timeout_s
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with _lock(settings) as lock_fd:
             if lock_fd is not None:
@@ -71,8 +73,7 @@ def ensure_running(settings: Settings) -> bool:
             return False
         time.sleep(POLL_S)
     raise BrokerStartError(
-        f"the server with pid {_holder(settings)} holds {_lock_path(settings)} and does not answer within "
-        f"{settings.broker_start_timeout_s:g} s",
+        f"the server with pid {_holder(settings)} does not answer within {timeout_s:g} s",
         f"look into {log_path(settings)}, and end that process if it is stuck",
     )
 
@@ -104,7 +105,12 @@ def log_path(settings: Settings) -> Path:
     return settings.broker_folder / "log"
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder that only this user can enter, on a disk with room.
+
+    Raises:
+        BrokerStartError: it can't be made or written, or the disk is full.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)

@@ -28,13 +28,16 @@ Command = Sequence[Any]
 ALSO = "agentlink_also"
 
 _PUBLISH = resources.files(__package__).joinpath("publish.lua").read_text()
-#: When the call being made in this context gives up, in `time.monotonic()` seconds.
+#: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
+#: the end of it reaches a caller that is still there.
+_ACCEPT_FRACTION = 0.75
+#: Until when the call being made in this context may be tried again, in `time.monotonic()` seconds.
 _deadline: ContextVar[float | None] = ContextVar("agentlink_publish_deadline", default=None)
 
 
 @contextlib.contextmanager
 def deadline(timeout_s: float) -> Iterator[None]:
-    """Give the calls made inside at most `timeout_s` to be accepted, connecting and retrying included."""
+    """Give the calls made inside `timeout_s` to reach a broker; the last try may take the socket's timeout on top."""
     token = _deadline.set(time.monotonic() + timeout_s)
     try:
         yield
@@ -60,14 +63,13 @@ class Channel(kombu_redis.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         also = message["properties"].pop(ALSO, [])
-        ends_at = _deadline.get()
-        if ends_at is None or queue in self._expires or "_publish_batch" in kwargs:
+        if _deadline.get() is None or not self.socket_timeout or queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         with self.conn_or_acquire() as client:
             try:
-                latest_ms = int((self._server_time_s(client) + ends_at - time.monotonic()) * 1000)
+                latest_ms = int((self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION) * 1000)
                 queued = self._publish_script(
                     keys=[key], args=[dumps(message), latest_ms, json.dumps(also)], client=client
                 )

@@ -86,7 +86,8 @@ class System:
     def environment(self, **settings: str) -> dict[str, str]:
         """The environment of a process of this system, with `AGENTLINK_*` settings changed."""
         changed = {f"AGENTLINK_{name.upper()}": value for name, value in settings.items()}
-        return os.environ | {"AGENTLINK_HOME": str(self.settings.home), "PYTHONUNBUFFERED": "1"} | changed
+        ours = {"AGENTLINK_HOME": str(self.settings.home), "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)}
+        return os.environ | ours | changed
 
     def start_worker(self, *options: str, pool: str = "prefork", concurrency: int = 2, **settings: str) -> Worker:
         """`celery -A tasks worker` with `AGENTLINK_*` settings, ready to take messages."""

@@ -1,0 +1,5 @@
+"""`python -m agentlink` is the `agentlink` command."""
+
+from agentlink.cli import main
+
+main()

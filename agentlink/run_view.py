@@ -1,0 +1,167 @@
+"""`agentlink run`: from words on a command line to a call, and from a run to what a person sees of it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+import typing
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from agentlink.errors import AgentLinkError
+from agentlink.units import format_duration
+from tasks import app
+from workflows import RunState, StepRecord, WorkflowRun
+from workflows.base import WorkflowTask
+from workflows.errors import CallRefused
+from workflows.states import TERMINAL_STEP_STATES
+
+POLL_S = 0.1
+# A worker takes a second or two to start; only after longer is its absence worth a word.
+QUIET_START_S = 10.0
+
+
+class WorkflowUnknown(AgentLinkError):
+    """No workflow has this name."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return (
+            f"no workflow is called {self.name!r}; known are {', '.join(self.known)} "
+            "(AGENTLINK_IMPORTS names the modules with your own)"
+        )
+
+
+def find_workflow(name: str) -> WorkflowTask:
+    """The workflow of this name, in full or its last part.
+
+    Raises:
+        WorkflowUnknown: there is none; it lists those there are.
+        AgentLinkError: a module of the user's can't be imported.
+    """
+    try:
+        app.loader.import_default_modules()
+    except ImportError as error:
+        raise AgentLinkError(f"a module named in AGENTLINK_IMPORTS can't be imported: {error}") from error
+    known = {task.name: task for task in app.tasks.values() if isinstance(task, WorkflowTask)}
+    matches = [task for full, task in known.items() if full == name or full.rsplit(".", 1)[-1] == name]
+    if len(matches) == 1:
+        return matches[0]
+    raise WorkflowUnknown(name, sorted(task.name for task in matches) or sorted(known))
+
+
+def parse_arguments(task: WorkflowTask, words: Iterable[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Turn the words of a command line into arguments of the types that the workflow's parameters have.
+
+    Raises:
+        CallRefused: a word is missing, too many, or can't be what its parameter wants.
+    """
+    args, kwargs = _by_name(task, list(words))
+    signature = inspect.signature(task.build)
+    hints = typing.get_type_hints(task.build)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CallRefused(task.name, f"{error}; it takes {signature}") from None
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue
+        bound.arguments[name] = _typed(task, name, value, hints.get(name, Any))
+    return list(bound.args), bound.kwargs
+
+
+def _by_name(task: WorkflowTask, words: list[str]) -> tuple[list[str], dict[str, str]]:
+    args: list[str] = []
+    kwargs: dict[str, str] = {}
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            args.append(word)
+            continue
+        name, has_value, value = word[2:].partition("=")
+        if not has_value:
+            if not words:
+                raise CallRefused(task.name, f"--{name} needs a value")
+            value = words.pop(0)
+        kwargs[name.replace("-", "_")] = value
+    return args, kwargs
+
+
+def _typed(task: WorkflowTask, name: str, word: str, wanted: Any) -> Any:
+    """The word itself where text will do, else as its parameter's type, else read as JSON."""
+    adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+    try:
+        return adapter.validate_python(word)
+    except ValidationError as as_text:
+        try:
+            return adapter.validate_json(word)
+        except ValidationError:
+            if typing.get_origin(wanted) is list:  # one word for a list of one
+                return [word]
+            problem = as_text.errors(include_url=False)[0]["msg"]
+            raise CallRefused(task.name, f"{name}: {problem[0].lower()}{problem[1:]}, got {word!r}") from None
+
+
+def follow(task: WorkflowTask, run: WorkflowRun, state: dict[str, Any], console: Console, *, as_json: bool) -> bool:
+    """Show a run until it ends, then its answer or why it failed; return whether it succeeded."""
+    flower = f"  Flower: {state['flower']}" if state["flower"] else ""
+    console.print(f"[bold]{task.name}[/] run {run.id}{flower}", soft_wrap=True)
+    _watch(run, console)
+    record = run.record()
+    if record.state is not RunState.SUCCEEDED:
+        failure = record.failure or {}
+        console.print(f"[red]{record.state}[/]: {failure.get('step') or task.name}: {failure.get('error')}")
+        return False
+    # The result was written before the state that ended the watch.
+    result = run.get(timeout=30)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))  # noqa: T201 - the answer, alone on stdout
+    else:
+        console.print(Markdown(task.show(result)))
+        console.print(
+            f"[green]{record.state}[/] in {format_duration((record.ended_at or 0) - record.called_at)}", soft_wrap=True
+        )
+    return True
+
+
+def _watch(run: WorkflowRun, console: Console) -> None:
+    bars: dict[str, TaskID] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    begun, told = time.monotonic(), False
+    with Progress(*columns, console=console, transient=False) as progress:
+        while True:
+            ended = run.progress.ended  # read before the steps: those read after it are the last word
+            _update(progress, bars, run.steps(), console)
+            if ended:
+                return
+            if not bars and not told and time.monotonic() - begun > QUIET_START_S:
+                told = True
+                console.print("no worker has taken the run yet; `agentlink status` tells who is there")
+            time.sleep(POLL_S)
+
+
+def _update(progress: Progress, bars: dict[str, TaskID], steps: list[StepRecord], console: Console) -> None:
+    """One bar for each kind of step, in the order in which they come in the canvas."""
+    totals, done = Counter[str](), Counter[str]()
+    for step in steps:
+        kind = step.name.rsplit(".", 1)[-1]
+        totals[kind] += 1
+        done[kind] += step.state in TERMINAL_STEP_STATES
+    for kind, total in totals.items():
+        if kind not in bars:
+            bars[kind] = progress.add_task(kind, total=total)
+        before = progress.tasks[bars[kind]].completed
+        progress.update(bars[kind], completed=done[kind], total=total)
+        if not console.is_terminal and done[kind] == total and before != total:
+            console.print(f"  {kind}: {total} of {total} done")

@@ -1,0 +1,168 @@
+"""`agentlink status`: what runs here and how it is doing, as plain data and as a page."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import redis
+from kombu.transport.redis import PRIORITY_STEPS, Channel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agentlink import supervisor
+from agentlink.settings import Settings
+from agentlink.units import format_duration, format_size
+from tasks import app
+from workflows import store
+
+ASK_WORKERS_S = 1.0
+RUNS_SHOWN = 10
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """Everything `status` knows, ready for JSON. Starts nothing."""
+    facts: dict[str, Any] = {
+        "home": str(settings.home),
+        "up": supervisor.read_state(settings),
+        "broker": _broker(settings),
+        "workers": [],
+        "queues": [],
+        "runs": [],
+    }
+    if facts["broker"]["running"]:
+        facts["workers"] = _workers()
+        facts["queues"] = _queues({queue for worker in facts["workers"] for queue in worker["queues"]})
+        facts["runs"] = _runs()
+    return facts
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    client: redis.Redis = app.backend.client
+    try:
+        info: dict[str, Any] = client.info()
+    except (redis.RedisError, OSError) as error:
+        return {"address": settings.url, "running": False, "why": str(error)}
+    return {
+        "address": settings.url,
+        "running": True,
+        "embedded": settings.embedded,
+        "version": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
+        "pid": info["process_id"],
+        "memory_bytes": info["used_memory"],
+        "memory_limit_bytes": info["maxmemory"] or None,
+        "up_s": info["uptime_in_seconds"],
+    }
+
+
+def _workers() -> list[dict[str, Any]]:
+    """Those that answer in time: a worker whose main process hangs is not in the list."""
+    inspect = app.control.inspect(timeout=ASK_WORKERS_S)
+    stats = inspect.stats() or {}
+    if not stats:
+        return []
+    names = sorted(stats)
+    inspect = app.control.inspect(destination=names, timeout=ASK_WORKERS_S)
+    queues, active, guards = inspect.active_queues() or {}, inspect.active() or {}, _guards(names)
+    return [
+        {
+            "name": name,
+            "pid": stats[name]["pid"],
+            "concurrency": stats[name]["pool"].get("max-concurrency"),
+            "running": len(active.get(name, [])),
+            "queues": [queue["name"] for queue in queues.get(name, [])],
+            "guard": guards.get(name),
+        }
+        for name in names
+    ]
+
+
+def _guards(names: list[str]) -> dict[str, Any]:
+    answers = app.control.broadcast("guard", destination=names, reply=True, timeout=ASK_WORKERS_S, limit=len(names))
+    return {name: guard for answer in answers or [] for name, guard in answer.items() if "error" not in guard}
+
+
+def _queues(names: set[str]) -> list[dict[str, Any]]:
+    client = app.backend.client
+    waiting = {}
+    for name in sorted(names | {app.conf.task_default_queue}):
+        keys = [name, *(f"{name}{Channel.sep}{priority}" for priority in PRIORITY_STEPS if priority)]
+        waiting[name] = sum(client.llen(key) for key in keys)
+    return [{"name": name, "waiting": length} for name, length in waiting.items()] + [
+        {"name": "(delivered, not yet acknowledged)", "waiting": client.hlen(Channel.unacked_key)}
+    ]
+
+
+def _runs() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": run.id,
+            "workflow": run.workflow,
+            "arguments": run.arguments,
+            "state": run.state,
+            "called_at": run.called_at,
+            "steps_done": run.steps_done,
+            "steps_total": run.steps_total,
+            "took_s": (run.ended_at or time.time()) - run.called_at,
+            "error": (run.failure or {}).get("error"),
+        }
+        for run in store.latest_runs(app.backend.client, RUNS_SHOWN)
+    ]
+
+
+def show(facts: dict[str, Any], console: Console) -> None:
+    """Print the facts for a person."""
+    up, broker = facts["up"], facts["broker"]
+    console.print(f"home      {facts['home']}", highlight=False)
+    console.print(
+        f"up        pid {up['pid']}, Flower: {up['flower'] or 'off'}"
+        if up
+        else "up        no: `agentlink up` starts it",
+        highlight=False,
+    )
+    if not broker["running"]:
+        console.print(f"broker    not running ({escape(broker['why'])})", highlight=False)
+        return
+    limit = f" of {format_size(broker['memory_limit_bytes'])}" if broker["memory_limit_bytes"] else ""
+    console.print(
+        f"broker    {broker['version']}, pid {broker['pid']}, {format_size(broker['memory_bytes'])}{limit}, "
+        f"up {format_duration(broker['up_s'])}",
+        highlight=False,
+    )
+    if not facts["workers"]:
+        console.print("workers   none answers")
+    for worker in facts["workers"]:
+        console.print(
+            f"worker    {worker['name']}, pid {worker['pid']}, {worker['running']} of {worker['concurrency']} busy, "
+            f"queues {', '.join(worker['queues'])}; guard {_guard_line(worker['guard'])}",
+            highlight=False,
+        )
+    for queue in facts["queues"]:
+        console.print(f"queue     {queue['name']}: {queue['waiting']}", highlight=False)
+    _show_runs(facts["runs"], console)
+
+
+def _guard_line(guard: dict[str, Any] | None) -> str:
+    if guard is None:
+        return "off"
+    reading = (
+        f"{format_size(guard['tree_bytes'])} of {format_size(guard['limit_bytes'])}" if guard["tree_bytes"] else ""
+    )
+    return f"{guard['state']}, {reading}" + (f" ({guard['reason']})" if guard.get("reason") else "")
+
+
+def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:
+    if not runs:
+        return
+    table = Table("run", "workflow", "state", "steps", "time", "what", box=None, pad_edge=False)
+    for run in runs:
+        table.add_row(
+            run["id"],
+            run["workflow"].rsplit(".", 1)[-1],
+            run["state"],
+            f"{run['steps_done']}/{run['steps_total']}",
+            format_duration(run["took_s"]),
+            escape((run["error"] or run["arguments"])[:80]),
+        )
+    console.print(table)

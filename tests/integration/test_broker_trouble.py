@@ -1,0 +1,129 @@
+"""What a caller sees when the broker is dead, frozen or full: one error, soon, and nothing of the call runs later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from agentlink.broker import server
+from agentlink.broker.errors import BrokerUnavailable
+from tests.integration import sample
+from tests.integration.system import System
+from tests.waiting import wait_until
+
+PROMISED_S = 5.0
+
+def _call(ledger: object, text: str = "ghost") -> float:
+    """Call a task that must be refused; return how long that took, in seconds."""
+    begun = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        sample.append_line.delay(str(ledger), text)
+    return time.monotonic() - begun
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid), what="the broker's end")
+
+
+def test_a_dead_broker_refuses_a_call_within_five_seconds(system: System) -> None:
+    sample.add.delay(1, 1)  # this process has known the broker alive: it will not start another
+    _kill(system.broker_pid())
+    assert _call(system.folder / "ledger") < PROMISED_S
+
+
+def test_a_broker_that_comes_back_in_time_takes_the_call(system: System) -> None:
+    sample.add.delay(1, 1)
+    _kill(system.broker_pid())
+    restart = threading.Timer(0.5, server.ensure_running, [system.settings])
+    restart.start()
+    sample.add.delay(1, 2)
+    restart.join()
+    assert system.client.llen("cpu") == 2
+
+
+def test_a_frozen_broker_refuses_a_call_and_runs_nothing_of_it_later(system: System) -> None:
+    """What lies in its socket when it is continued has outlived its deadline."""
+    ledger = system.folder / "ledger"
+    sample.add.delay(1, 1)
+    with system.frozen_broker():
+        assert _call(ledger) < PROMISED_S
+        assert _call(ledger) < PROMISED_S
+    sample.append_line.delay(str(ledger), "real")
+    system.start_worker()
+    wait_until(lambda: system.client.llen("cpu") == 0 and ledger.exists(), what="the real call's line")
+    system.workers[0].stop()
+    assert ledger.read_text() == "real\n"
+
+
+FIRST_CALL = """
+import time
+from agentlink.broker.errors import BrokerUnavailable
+from tests.integration import sample
+begun = time.monotonic()
+try:
+    sample.add.delay(1, 1)
+except BrokerUnavailable as error:
+    print(time.monotonic() - begun)
+"""
+
+
+def test_a_frozen_broker_refuses_the_first_call_of_a_process_as_soon(system: System) -> None:
+    with system.frozen_broker():
+        assert float(system.python(FIRST_CALL).stdout) < PROMISED_S
+    assert system.client.llen("cpu") == 0
+
+
+def test_a_broker_of_ones_own_that_is_dead_refuses_a_call_as_soon(system: System) -> None:
+    refused = system.python(FIRST_CALL, broker_url=f"redis+socket://{system.folder}/none?virtual_host=0")
+    assert float(refused.stdout) < PROMISED_S
+
+
+def test_a_frozen_broker_refuses_a_workflow_whole(system: System) -> None:
+    sample.add.delay(1, 1)
+    with system.frozen_broker(), pytest.raises(BrokerUnavailable):
+        sample.sums.delay(3)
+    wait_until(lambda: server.is_running(system.settings), what="the broker")
+    assert not system.client.exists("agentlink:runs")
+
+
+def test_a_full_broker_refuses_a_call_and_keeps_what_it_has(system: System) -> None:
+    first = sample.sums.delay(1)
+    system.client.config_set("maxmemory", 1)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="it is full: broker_memory is 1 GB"):
+            sample.sums.delay(2)
+        assert time.monotonic() - begun < PROMISED_S
+        assert system.client.llen("cpu") == 1
+    finally:
+        system.client.config_set("maxmemory", system.settings.broker_memory_bytes)
+    assert system.client.zrange("agentlink:runs", 0, -1) == [first.id]
+
+
+def test_everything_accepted_survives_a_killed_broker(system: System) -> None:
+    run = sample.sums.delay(4)
+    system.restart_broker()
+    system.start_worker()
+    assert run.get(timeout=20) == 1010
+
+
+def test_everything_accepted_survives_a_stop(system: System) -> None:
+    run = sample.sums.delay(4)
+    assert server.stop(system.settings)
+    assert not server.stop(system.settings)
+    assert server.ensure_running(system.settings)
+    system.start_worker()
+    assert run.get(timeout=20) == 1010
+
+
+def test_a_caller_that_fires_a_thousand_calls_and_exits_says_nothing(system: System) -> None:
+    script = "from tests.integration import sample\nfor i in range(1000): sample.immediate.delay(i)"
+    done = system.python(script, timeout_s=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert system.client.llen("cpu") == 1000

@@ -88,7 +88,8 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        status_page.show(facts, Console())
+        # Piped into a file or a pager there is no width to fit into, and a run's id is to be copied whole.
+        status_page.show(facts, Console(width=None if sys.stdout.isatty() else 200))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

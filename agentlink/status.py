@@ -155,7 +155,10 @@ def _guard_line(guard: dict[str, Any] | None) -> str:
 def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:
     if not runs:
         return
-    table = Table("run", "workflow", "state", "steps", "time", "what", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "workflow", "state", "steps", "time"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what", no_wrap=True, overflow="ellipsis")
     for run in runs:
         table.add_row(
             run["id"],

@@ -131,7 +131,7 @@ class Supervisor:
             os.close(lock_fd)
 
     def _start_children(self) -> None:
-        celery = [sys.executable, "-m", "celery", "-A", "tasks"]
+        celery = [sys.executable, "-m", "celery", "--quiet", "-A", "tasks"]
         worker = ["worker", "--hostname", f"{WORKER_NAME}@%h", "--queues", "cpu", "--pool", "prefork"]
         # Nothing to agree upon with other workers: leaving this out saves a second at the start.
         worker += ["--without-mingle", "--without-gossip", "--loglevel", self.settings.log_level]
@@ -139,7 +139,7 @@ class Supervisor:
         state: dict[str, Any] = {"pid": os.getpid(), "home": str(self.settings.home), "flower": None}
         if self.settings.flower:
             port = free_port(self.settings.flower_port)
-            flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning"]
+            flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--logging=error"]
             self.children.append(Child(name="flower", command=celery + flower))
             state["flower"] = f"http://127.0.0.1:{port}"
         for child in self.children:

@@ -40,7 +40,7 @@ def task(
     Raises:
         ValueError: a size or a number of cores that makes no sense.
     """
-    decorate = app.task(**task_options(memory, cpu, options))
+    decorate: Callable[[Callable[..., Any]], BaseTask] = app.task(**task_options(memory, cpu, options))
     return decorate(function) if function is not None else decorate
 
 

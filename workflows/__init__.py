@@ -2,11 +2,14 @@
 
 from workflows.base import workflow
 from workflows.errors import CallRefused, RunUnknown, WorkflowError
+from workflows.research import research
 from workflows.run import Progress, WorkflowRun
 from workflows.states import RunState, StepState
 from workflows.store import RunRecord, StepRecord
 
 __all__ = [
+    # shipped
+    "research",
     # to write and to follow
     "workflow",
     "WorkflowRun",

@@ -58,9 +58,9 @@ class WorkflowTask(BaseTask):
     ) -> WorkflowRun:
         """Start a run with Celery's call options; see `delay`."""
         args, kwargs = tuple(args or ()), dict(kwargs or {})
+        self._check_arguments(args, kwargs)
         if self.prepare is not None:
             args, kwargs = self.prepare(*args, **kwargs)
-        self._check_arguments(args, kwargs)
         run_id = task_id or uuid()
         options[ALSO] = store.creation_commands(run_id, self.name, _show(args, kwargs), options.get("root_id"))
         run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **options)

@@ -14,10 +14,7 @@ from celery import Celery
 from celery.canvas import Signature, _chain, _chord, chain, group
 
 from workflows.states import StepState
-from workflows.store import StepRecord
-
-#: The header that tells a step its place; Celery carries unknown headers along to the request.
-PLACE_HEADER = "agentlink_place"
+from workflows.store import PLACE_HEADER, StepRecord
 
 
 def plan(canvas: Signature, run_id: str, app: Celery) -> tuple[Signature, list[StepRecord]]:

@@ -34,6 +34,9 @@ from workflows.states import (
 #: All runs, by the time they were called. The one key here without a TTL: it is trimmed with each new run.
 INDEX_KEY = "agentlink:runs"
 
+#: The message header that tells a step its place in the canvas; Celery carries it along to the task's request.
+PLACE_HEADER = "agentlink_place"
+
 _TRANSITION = resources.files(__package__).joinpath("transition.lua").read_text()
 _ARGUMENTS_MAX_CHARS = 2_000
 _ERROR_MAX_CHARS = 20_000
@@ -130,7 +133,8 @@ def transition_commands(
     # A run's last step has the run's id: that it has started says nothing new of the run.
     run_state = RUN_STATE_OF_CELERY.get(celery_state) if builds_canvas or celery_state != "STARTED" else None
     run_id = getattr(request, "root_id", None) or task_id
-    if step_state is None and run_state is None:
+    lone_task = task_name and not builds_canvas and run_id == task_id and _place(request) is None
+    if lone_task or (step_state is None and run_state is None):
         return
     now = time.time()
     failed = celery_state in ("FAILURE", "REVOKED")
@@ -176,7 +180,8 @@ def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:
 
 def latest_runs(client: redis.Redis, count: int) -> list[RunRecord]:
     """The runs called last, newest first."""
-    run_ids = [_text(run_id) for run_id in client.zrevrange(INDEX_KEY, 0, count - 1)]
+    newest: list[bytes] = client.zrevrange(INDEX_KEY, 0, count - 1)  # type: ignore[assignment]  # no scores asked for
+    run_ids = [_text(run_id) for run_id in newest]
     with client.pipeline() as pipe:
         for run_id in run_ids:
             pipe.hgetall(run_key(run_id))
@@ -194,7 +199,7 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
     return StepRecord(
         id=task_id,
         name=request.task or "",
-        place=request.agentlink_place or "",
+        place=_place(request) or "",
         state=state,
         attempt=(request.retries or 0) + 1,
         worker=request.hostname,
@@ -202,6 +207,11 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         ended_at=now if state in TERMINAL_STEP_STATES else None,
         error=_error_text(result) if state in (StepState.FAILED, StepState.RETRYING) else None,
     )
+
+
+def _place(request: Any) -> str | None:
+    place: str | None = getattr(request, PLACE_HEADER, None)
+    return place
 
 
 def _error_text(result: Any) -> str:

@@ -2,16 +2,18 @@
 
 A recorder turns a task's change of state into broker commands, which run in the same transaction that stores the
 result: whoever sees the one sees the other. Private parts of Celery 5.7 used here, held by a contract test:
-`RedisBackend._store_result`, `RedisBackend._set`.
+`RedisBackend._store_result`, `_set`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 from celery.backends.redis import RedisBackend
+from celery.result import AsyncResult, ResultSet
 
 from agentlink.broker.transport import Command
 
@@ -32,6 +34,23 @@ class ResultBackend(RedisBackend):
         Stock Celery subscribes to each result as its call is published: two round trips a call, and a traceback for
         each result still unread when the interpreter ends.
         """
+
+    def _add_pending_result(self, task_id: str, result: AsyncResult, weak: bool = False) -> None:
+        """Remember a waiter; it subscribes when it begins to wait.
+
+        Celery makes one for every member of a group as it freezes it: a subscription for each step of a canvas, in a
+        worker that will never read any of them.
+        """
+        strong_waiters, weak_waiters = self._pending_results
+        if weak:
+            weak_waiters.setdefault(task_id, WeakValueDictionary())[id(result)] = result
+        else:
+            strong_waiters.setdefault(task_id, {})[id(result)] = result
+
+    def _wait_for_pending(self, result: AsyncResult | ResultSet, **kwargs: Any) -> Any:
+        for single in _singles(result):
+            self.result_consumer.consume_from(single.id)
+        return super()._wait_for_pending(result, **kwargs)
 
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **kwargs: Any
@@ -85,3 +104,12 @@ class ResultBackend(RedisBackend):
 
     def _recorded(self, *change: Any) -> tuple[Command, ...]:
         return tuple(command for recorder in self.recorders for command in recorder(*change))
+
+
+def _singles(result: AsyncResult | ResultSet) -> Iterator[AsyncResult]:
+    """The result itself, or all those below a group's, however deep."""
+    if getattr(result, "results", None) is None:
+        yield result
+    else:
+        for member in result.results:
+            yield from _singles(member)

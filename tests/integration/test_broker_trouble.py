@@ -18,6 +18,7 @@ from tests.waiting import wait_until
 
 PROMISED_S = 5.0
 
+
 def _call(ledger: object, text: str = "ghost") -> float:
     """Call a task that must be refused; return how long that took, in seconds."""
     begun = time.monotonic()

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from celery import group
 
 from tests.integration import sample
 from tests.integration.system import System
@@ -43,6 +44,12 @@ class TestOneRun:
         run = sample.parallel.delay(3)
         assert run.get(timeout=20) == [0, 2, 4]
         assert run.progress.steps_done == run.progress.steps_total == 4
+
+    def test_a_plain_group_and_its_nested_groups_can_be_waited_for(self) -> None:
+        """Members subscribe when somebody waits for the whole, not as the group is built."""
+        result = group(sample.add.s(1, 1), group(sample.add.s(2, 2), sample.add.s(3, 3))).delay()
+        assert result.get(timeout=20) == [2, 4, 6]  # Celery unrolls a group in a group
+        assert result.ready()
 
     def test_the_same_signature_used_twice_is_two_steps(self) -> None:
         run = sample.same_step_twice.delay()

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, overload
 
+import click
 from celery import signals
 
+from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
-from agentlink.settings import load
+from agentlink.settings import Settings, load
 from resource_guard import celery_step
 from tasks.base import App, BaseTask, task_options
 
+
+def _settings() -> Settings:
+    try:
+        return load()
+    except SettingsError as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        # `celery -A tasks …` shows whatever an import raises with its traceback, but lets this pass as it is.
+        sys.exit(f"agentlink: {error}")
+
+
 app = App("agentlink")
+celery_step.install(app, _settings())
 app.config_from_object("celeryconfig")
-celery_step.install(app, load())
 
 
 @overload

@@ -17,6 +17,9 @@ from agentlink.units import format_size, parse_size
 # While the broker is away (restarting, say), a call tries again this often until its deadline.
 _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 0.05, "interval_max": 0.5}
 
+# Of a hard time limit given alone, the share after which the task is asked to end by itself.
+_SOFT_FRACTION = 0.9
+
 
 class BaseTask(Task):
     """A task that may declare what it needs: the guard plans with it."""
@@ -48,6 +51,7 @@ class App(Celery):
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
         """
         settings = load()
+        _fit_soft_limit(kwargs)
         kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
         # One half to reach a broker, the other (the socket's timeout) for its answer.
         half_s = settings.publish_timeout_s / 2
@@ -82,12 +86,24 @@ def _reason(error: Exception) -> str:
     )
 
 
+def _fit_soft_limit(options: dict[str, Any]) -> None:
+    """Lower a soft time limit that a hard one leaves no room for.
+
+    billiard starts the clock of the hard limit when the soft one fires: with the default soft limit of an hour, a hard
+    one of two seconds would never come.
+    """
+    hard_s, soft_s = options.get("time_limit"), options.get("soft_time_limit") or load().soft_time_limit_s
+    if hard_s and soft_s >= hard_s:
+        options["soft_time_limit"] = hard_s * _SOFT_FRACTION
+
+
 def task_options(memory: str | int | None, cpu: float | None, options: dict[str, Any]) -> dict[str, Any]:
     """Celery's task options with what `@task` takes in people's words.
 
     Raises:
         ValueError: what was given and what would be right.
     """
+    _fit_soft_limit(options)
     if memory is not None:
         options["memory_bytes"] = parse_size(memory)
     if cpu is not None:

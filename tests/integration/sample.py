@@ -53,6 +53,20 @@ def wait_for_file(path: str, timeout_s: float = 30, hold_bytes: int = 0, started
     return len(held)
 
 
+@task
+def wait_for_ever() -> None:
+    while True:
+        try:
+            time.sleep(0.1)
+        except Exception:  # noqa: BLE001 - a task that ignores being asked to end
+            continue
+
+
+@task(time_limit=1)
+def wait_for_a_second() -> None:
+    wait_for_ever()
+
+
 @task(ignore_result=True)
 def ignored(x: int) -> int:
     return x

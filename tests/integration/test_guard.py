@@ -83,6 +83,7 @@ def test_a_pause_survives_a_restart_of_the_broker(system: System) -> None:
     worker = system.start_worker(**LIMITS)
     release, _ = put_under_pressure(system, worker)
     ledger = system.folder / "ledger"
+    assert inspect(system, "guard")["state"] == "paused"
     system.restart_broker()
     worker.wait_for_log("Connected to", times=2)
     wait_until(lambda: inspect(system, "ping"), what="the worker's answer after it has reconnected", timeout_s=30)

@@ -61,6 +61,18 @@ class Channel(kombu_redis.Channel):
         self._publish_script = self.client.register_script(_PUBLISH)
         self._clock_ahead_s: float | None = None
 
+    def close(self) -> None:
+        """Close it, also when the connection is dead.
+
+        kombu 5.7 reads the reply to a waiting BRPOP first; on a dead connection that raises and leaves the channel half
+        closed, and the next attempt to close it ends the worker: "'NoneType' object has no attribute 'hostname'".
+        """
+        try:
+            super().close()
+        finally:
+            if not self.closed:
+                super().close()
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         also = message["properties"].pop(ALSO, [])
         if _deadline.get() is None or not self.socket_timeout or queue in self._expires or "_publish_batch" in kwargs:

@@ -114,6 +114,19 @@ def test_everything_accepted_survives_a_killed_broker(system: System) -> None:
     assert run.get(timeout=20) == 1010
 
 
+def test_a_worker_survives_a_killed_broker_while_it_runs_a_task_and_waits_for_more(system: System) -> None:
+    """One slot is busy, the other waits for a message: kombu's own channel ends the worker here."""
+    worker = system.start_worker()
+    go, started = system.folder / "go", system.folder / "started"
+    waiting = sample.wait_for_file.delay(str(go), started=str(started))
+    wait_until(started.exists, what="the task's start")
+    system.restart_broker()
+    assert sample.add.delay(1, 2).get(timeout=20) == 3
+    go.touch()
+    assert waiting.get(timeout=20) == 0
+    assert worker.process.poll() is None
+
+
 def test_everything_accepted_survives_a_stop(system: System) -> None:
     run = sample.sums.delay(4)
     assert server.stop(system.settings)

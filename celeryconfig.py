@@ -13,8 +13,10 @@ broker_transport_options = {
     # A server that has stopped answering is noticed by half of a call's deadline: the other half is for a second try.
     "socket_timeout": _settings.publish_timeout_s / 2,
     "socket_connect_timeout": _settings.publish_timeout_s / 2,
-    # Twice the longest task: kombu hands an unacknowledged message out again after this time, finished or not.
-    "visibility_timeout": int(2 * _settings.hard_time_limit_s),
+    # A worker not heard of for this long is dead, and its messages are queued again. No task is too long for it.
+    "lease_s": _settings.lease_s,
+    # A list for each priority, 9 the most urgent; Flower reads the queues' lengths by this too.
+    "priority_steps": list(range(10)),
 }
 
 # -- What: the tasks and workflows every worker knows. `tasks` itself never imports `workflows`.

@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     broker_start_timeout_s: Duration = Field(default=30.0, alias="broker_start_timeout")
     # How long a call may wait for the broker before it fails, start to end.
     publish_timeout_s: Duration = Field(default=3.0, alias="publish_timeout")
+    # A worker not heard of for this long is dead, and what it was running is queued again.
+    lease_s: Duration = Field(default=10.0, alias="lease")
 
     # Processes that run tasks at the same time.
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
@@ -167,6 +169,8 @@ class Settings(BaseSettings):
             )
         if self.memory_bytes < 100_000_000:
             yield f"memory ({format_size(self.memory_bytes)}) must be at least 100 MB: a worker alone needs that"
+        if not 1 <= self.lease_s <= 3600:
+            yield f"lease ({format_duration(self.lease_s)}) must be between 1 s and 1 h"
         if not 0.5 <= self.publish_timeout_s <= 60:
             yield f"publish_timeout ({format_duration(self.publish_timeout_s)}) must be between 500 ms and 1 m"
         if not 0.01 <= self.guard_interval_s <= 1:

@@ -10,10 +10,11 @@ from typing import Any, overload
 import click
 from celery import signals
 
+from agentlink.broker import celery_step as lease_step
 from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
-from resource_guard import celery_step
+from resource_guard import celery_step as guard_step
 from tasks.base import App, BaseTask, task_options
 
 
@@ -28,7 +29,8 @@ def _settings() -> Settings:
 
 
 app = App("agentlink")
-celery_step.install(app, _settings())
+guard_step.install(app, _settings())
+lease_step.install(app)
 app.config_from_object("celeryconfig")
 
 

@@ -1,26 +1,34 @@
-"""Celery's Redis result store, subscribed to only by those who wait, and told about with every result it stores.
+"""Celery's Redis result store: one round trip a change, subscribed to only by those who wait, closed to the superseded.
 
-A recorder turns a task's change of state into broker commands, which run in the same transaction that stores the
-result: whoever sees the one sees the other. Private parts of Celery 5.7 used here, held by a contract test:
-`RedisBackend._store_result`, `_set`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`.
+A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
+sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
+stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from functools import lru_cache
+from importlib import resources
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import redis
 from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, ResultSet
 
+from agentlink.broker.lease import IN_FLIGHT_PREFIX, STARTED_PREFIX
 from agentlink.broker.transport import Command
+
+logger = logging.getLogger(__name__)
 
 #: What a recorder gets: task id, Celery's state, result or exception (encoded), traceback, the task's request or None.
 Recorder = Callable[[str, str, Any, str | None, Any], Iterable[Command]]
 
-_also: ContextVar[tuple[Command, ...]] = ContextVar("agentlink_result_also", default=())
+_STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text()
 
 
 class ResultBackend(RedisBackend):
@@ -77,24 +85,27 @@ class ResultBackend(RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        token = _also.set(self._recorded(task_id, state, result, traceback, request))
-        try:
-            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
-        finally:
-            _also.reset(token)
-
-    def _set(self, key: str | bytes, value: str | bytes, expires: int | None = None) -> None:
-        with self.client.pipeline() as pipe:
-            pipe.set(key, value, ex=(self.expires if expires is None else expires) or None)
-            pipe.publish(key, value)
-            for command in _also.get():
-                pipe.execute_command(*command)
-            pipe.execute()
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
+        expires_s = self.failure_expires if state == "FAILURE" else self.expires
+        commands = self._recorded(task_id, state, result, traceback, request)
+        worker, number = in_flight(request)
+        args = [self.encode(meta), int(expires_s or 0), number, int(state == "STARTED")]
+        keys = [self.get_key_for_task(task_id), IN_FLIGHT_PREFIX + worker, STARTED_PREFIX + worker]
+        outcome = self.ensure(self._run, (keys, args, commands))
+        if outcome == b"superseded":
+            logger.warning("task %s is %s here and recorded nowhere: another worker has it by now", task_id, state)
+        return result
 
     def _record_only(self, task_id: str, state: str, result: Any, traceback: str | None, request: Any) -> None:
         commands = self._recorded(task_id, state, result, traceback, request)
         if commands:
             self.ensure(self._run_all, (commands,))
+
+    def _run(self, keys: list[str], args: list[Any], commands: list[Command]) -> bytes:
+        script, numbered = _composed(self.client, commands)
+        outcome: bytes = script(keys=keys, args=[*args, json.dumps(numbered)], client=self.client)
+        return outcome
 
     def _run_all(self, commands: Iterable[Command]) -> None:
         with self.client.pipeline() as pipe:
@@ -102,8 +113,37 @@ class ResultBackend(RedisBackend):
                 pipe.execute_command(*command)
             pipe.execute()
 
-    def _recorded(self, *change: Any) -> tuple[Command, ...]:
-        return tuple(command for recorder in self.recorders for command in recorder(*change))
+    def _recorded(self, *change: Any) -> list[Command]:
+        return [command for recorder in self.recorders for command in recorder(*change)]
+
+
+def in_flight(request: Any) -> tuple[str, str]:
+    """The worker that has a request's message in flight, and its number there; both empty for other requests."""
+    properties = getattr(request, "properties", None) or {}
+    worker, _, number = str(properties.get("delivery_tag") or "").rpartition("/")
+    return (worker, number) if worker else ("", "")
+
+
+def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Any, list[list[Any]]]:
+    """The script that stores a result and can run these commands: a script can't call another, so they are joined."""
+    sources: list[str] = []
+    numbered: list[list[Any]] = []
+    for command in commands:
+        if command[0] == "EVAL":
+            if command[1] not in sources:
+                sources.append(command[1])
+            numbered.append([sources.index(command[1]) + 1, command[2], *map(str, command[3:])])
+        else:
+            numbered.append([str(part) for part in command])  # Lua would write a large number as 1e+15
+    return client.register_script(_joined(tuple(sources))), numbered
+
+
+@lru_cache(maxsize=16)
+def _joined(sources: tuple[str, ...]) -> str:
+    procedures = "\n".join(
+        f"procedures[{number}] = function(KEYS, ARGV)\n{source}\nend" for number, source in enumerate(sources, start=1)
+    )
+    return f"local procedures = {{}}\n{procedures}\n{_STORE}"
 
 
 def _singles(result: AsyncResult | ResultSet) -> Iterator[AsyncResult]:

@@ -1,38 +1,94 @@
-"""kombu's Redis transport with calls that are accepted or refused within a deadline, and nothing in between.
+"""kombu's Redis transport with leases: what is taken from a queue is in flight in the same step, and nothing is lost.
 
-Private parts of kombu used here, all of `kombu.transport.redis` 5.7 and held by a contract test:
-`Channel._put`, `Channel._expires`, `Channel._q_for_pri`, `Channel._get_message_priority`, `Channel.conn_or_acquire`;
-and `kombu.transport._transport_cache`.
+Consumers that acknowledge (Celery's workers) take messages through their process's `Lease`: several at a time, woken by
+a publication instead of polling. Consumers that don't (replies to remote control) and fan-out stay as kombu has them.
+Messages with an `eta` wait in the broker. Calls made under a `deadline` are accepted or refused within it, and those
+made inside one `together` reach the broker in one step.
+
+Private parts of kombu used here, all of `kombu.transport.redis` 5.7 and held by a contract test: of `Channel` `_put`,
+`_get`, `_purge`, `_delete`, `_expires`, `_q_for_pri`, `_get_message_priority`, `_subscribe`, `_receive`, `_get_pool`,
+`_tag_to_queue`; of `MultiChannelPoller` `_channels`, `_fd_to_chan`, `_register_BRPOP`, `_register_LISTEN`,
+`_update_brpop_polling`; and `kombu.transport._transport_cache`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, partial
 from importlib import resources
-from typing import Any
+from queue import Empty
+from typing import Any, ClassVar
 
 import redis
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps
+from kombu.transport import virtual
+from kombu.utils.json import dumps, loads
 
 from agentlink.broker.errors import BrokerUnavailable
+from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, WAKE_PREFIX, Lease, Taken
+
+logger = logging.getLogger(__name__)
 
 Command = Sequence[Any]
 
 #: The message property that carries commands to run in the same step that queues the message.
 ALSO = "agentlink_also"
+#: The message header that tells how often the message's task was started by a worker that ended before it did.
+DELIVERIES_HEADER = "agentlink_deliveries"
 
-_PUBLISH = resources.files(__package__).joinpath("publish.lua").read_text()
+_PUBLISH = resources.files(__package__).joinpath("scripts", "publish.lua").read_text()
 #: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
 #: the end of it reaches a caller that is still there.
 _ACCEPT_FRACTION = 0.75
+# A message without news of it (from a client with kombu's own transport) is found after this time at the latest.
+_LOOK_AGAIN_S = 1.0
+# Acknowledgements may wait this long for company.
+_ACKNOWLEDGE_WITHIN_S = 0.005
+# With no limit on what may be prefetched, and at most.
+_WINDOW_MAX = 64
+# A worker holds what it has lately finished in this time: many short tasks, and no long one more than it can run.
+_WINDOW_S = 0.1
+# Bounds one script call.
+_TOGETHER_MAX = 500
+
 #: Until when the call being made in this context may be tried again, in `time.monotonic()` seconds.
 _deadline: ContextVar[float | None] = ContextVar("agentlink_publish_deadline", default=None)
+_together: ContextVar[Bundle | None] = ContextVar("agentlink_publish_together", default=None)
+_leases: dict[str, Lease] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message on its way: where it goes, its JSON, when it is due (ms, '' for now), and who is told."""
+
+    key: str
+    message: str
+    due_ms: str
+    wake: str
+
+
+@dataclass
+class Bundle:
+    """Messages that reach the broker in one step."""
+
+    messages: list[Outgoing] = field(default_factory=list)
+    also: list[Command] = field(default_factory=list)
+    channel: Channel | None = None
+
+    def send(self) -> None:
+        """Send what was gathered."""
+        messages, also, self.messages, self.also = self.messages, self.also, [], []
+        if self.channel is not None and messages:
+            self.channel.publish(messages, also)
 
 
 @contextlib.contextmanager
@@ -45,11 +101,139 @@ def deadline(timeout_s: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Send the messages published inside in one step, at the end; should the block fail, none of them."""
+    if _together.get() is not None:
+        yield
+        return
+    bundle = Bundle()
+    token = _together.set(bundle)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+    bundle.send()
+
+
+class QoS(virtual.QoS):
+    """What a channel has delivered. The broker's side of it is the process's lease."""
+
+    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._finished_at: deque[float] = deque(maxlen=_WINDOW_MAX)
+
+    @property
+    def window(self) -> int:
+        """How many messages may be in hand: the prefetch count, or what is finished in a moment if that is more."""
+        if not self.prefetch_count:
+            return _WINDOW_MAX
+        since = time.monotonic() - _WINDOW_S
+        while self._finished_at and self._finished_at[0] < since:
+            self._finished_at.popleft()
+        return max(self.prefetch_count, len(self._finished_at))
+
+    def can_consume(self) -> bool:
+        """Whether another message may be taken."""
+        return self.in_hand < self.window
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages are delivered and not settled."""
+        in_hand: int = len(self._delivered) - len(self._dirty)
+        return in_hand
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message is done with."""
+        self._finished_at.append(time.monotonic())
+        self.channel.lease.acknowledge(delivery_tag)
+        super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The message is done with, or goes back to the head of its queue."""
+        if requeue:
+            self.channel.lease.give_back(delivery_tag)
+        else:
+            self.channel.lease.acknowledge(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self) -> list[Any]:
+        """Give back what is not being worked on. What is stays ours: the lease outlives this channel's connection."""
+        self._flush()
+        lease = self.channel.lease
+        if lease.held_here and lease.worker:
+            for tag in list(self._delivered):
+                if not lease.is_running(tag):
+                    lease.give_back(tag)
+        self._delivered.clear()
+        return []
+
+
+class Poller(kombu_redis.MultiChannelPoller):
+    """kombu's poller, with channels that take through a lease."""
+
+    #: The event loop's, once there is one.
+    call_later: Callable[..., Any] | None = None
+
+    def on_poll_start(self) -> None:
+        """Take what may be taken, before the loop goes to sleep."""
+        self._update_brpop_polling()
+        for channel in self._channels:
+            if channel.leased:
+                self._register_LISTEN(channel)
+                channel.take()
+                continue
+            if channel.active_queues and channel.qos.can_consume():
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+
+    def on_readable(self, fileno: int) -> None:
+        """Read what has come; news is read also while nothing may be taken, or the loop would not sleep for it."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind == "LISTEN":
+            channel.handlers[kind]()
+        else:
+            super().on_readable(fileno)
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        """For consumers without an event loop: deliver something, or raise `Empty` after `timeout`."""
+        leased = [channel for channel in self._channels if channel.leased]
+        delivered = sum(channel.delivered for channel in leased)
+        wait_s = min([_LOOK_AGAIN_S, *(channel.sleep_s for channel in leased)]) if leased else timeout
+        try:
+            super().get(callback, wait_s if timeout is None else min(timeout, wait_s or timeout))
+        except Empty:
+            if sum(channel.delivered for channel in leased) == delivered:
+                raise
+
+    def on_poll_init(self, poller: Any) -> None:
+        """There is nothing to restore by the clock."""
+        self.poller = poller
+
+    def maybe_restore_messages(self) -> None:
+        """There is nothing to restore by the clock."""
+
+
 class Channel(kombu_redis.Channel):
-    """A Redis channel whose calls have a deadline."""
+    """A Redis channel that takes through the process's lease and publishes within a deadline."""
+
+    QoS = QoS
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_s")
+
+    lease_s = 10.0
+    #: Every priority has its list; the most urgent is 9. kombu's own has four lists, and the most urgent is 0.
+    priority_steps: ClassVar[list[int]] = list(range(10))
+    #: How many messages this channel has delivered.
+    delivered = 0
+    #: For how long there is nothing to do but to listen.
+    sleep_s = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         ends_at = _deadline.get()
+        self.leased = False
+        self._look_at = 0.0
+        self._acknowledge_at: float | None = None
         try:
             super().__init__(*args, **kwargs)
         except (redis.TimeoutError, redis.ConnectionError) as error:
@@ -58,8 +242,105 @@ class Channel(kombu_redis.Channel):
             if ends_at is not None and (isinstance(error, redis.TimeoutError) or time.monotonic() >= ends_at):
                 raise self._unavailable(error) from error
             raise
-        self._publish_script = self.client.register_script(_PUBLISH)
         self._clock_ahead_s: float | None = None
+
+    # -- taking
+
+    @cached_property
+    def lease(self) -> Lease:
+        """The lease of this process on this broker: of whatever channel, and whatever connection."""
+        address = self.connection.client.as_uri(include_password=True)
+        lease = _leases.get(address)
+        if lease is None or not lease.held_here:
+            # The pool outlives this channel, as the lease does.
+            pool = self._get_pool()
+            lease = Lease(partial(self.Client, connection_pool=pool), length_s=float(self.lease_s), separator=self.sep)
+            _leases[address] = lease
+        return lease
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Consume from `queue`; one consumer that acknowledges makes the whole channel take through the lease."""
+        tag = super().basic_consume(queue, no_ack, *args, **kwargs)
+        if not no_ack and queue not in self._fanout_queues and not self.leased:
+            self.leased = True
+            self.lease.begin()
+            self.lease.reconcile(self._taker)
+        return tag
+
+    def take(self) -> None:
+        """Deliver what may be delivered now, and send acknowledgements that have waited long enough."""
+        now = time.monotonic()
+        lease, qos = self.lease, self.qos
+        room = qos.window - qos.in_hand if self.active_queues and qos.can_consume() else 0
+        # Half a window at least, so that one round trip brings several; all of it when nothing is in hand.
+        wanted = room if now >= self._look_at and (2 * room >= qos.window) else 0
+        if lease.waiting and self._acknowledge_at is None:
+            self._acknowledge_at = now + _ACKNOWLEDGE_WITHIN_S
+            self._come_back(_ACKNOWLEDGE_WITHIN_S)
+        due = self._acknowledge_at is not None and now >= self._acknowledge_at
+        if wanted or due or lease.waiting >= ACKNOWLEDGE_AT_ONCE:
+            taken, next_due_s = lease.exchange(self._taker, self._queue_keys, self._delayed_keys, wanted)
+            self._acknowledge_at = None
+            if wanted:
+                # Fewer than asked for: all queues are empty, and news will come.
+                sleep_s = 0.0 if len(taken) == wanted else min(_LOOK_AGAIN_S, next_due_s or _LOOK_AGAIN_S)
+                self._look_at = now + sleep_s
+                if sleep_s:
+                    self._come_back(sleep_s)
+            for message in taken:
+                self._deliver(message)
+        self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
+
+    def _come_back(self, delay_s: float) -> None:
+        """Have the event loop, if there is one, call `take` after this time."""
+        call_later = self.connection.cycle.call_later
+        if call_later is not None:
+            call_later(delay_s, self._take_if_open)
+
+    def _take_if_open(self) -> None:
+        if not self.closed:
+            self.take()
+
+    def _deliver(self, taken: Taken) -> None:
+        payload = loads(taken.message)
+        payload["properties"]["delivery_tag"] = self.lease.tag(taken)
+        deliveries = payload.pop("agentlink_deliveries", 0)
+        if deliveries:
+            payload["headers"][DELIVERIES_HEADER] = deliveries
+            payload["properties"]["delivery_info"]["redelivered"] = True
+        queue = taken.key.split(self.sep, 1)[0]
+        self.delivered += 1
+        self.connection._deliver(payload, queue)
+
+    def _subscribe(self) -> None:
+        super()._subscribe()
+        if not self.leased:
+            return
+        client = self.subclient
+        if client.connection._sock is None:
+            client.connection.connect()
+        self._in_listen = client.connection
+        client.subscribe(*(WAKE_PREFIX + queue for queue in self.active_queues))
+        self._look_at = 0.0  # what came before we listened
+
+    def _receive(self) -> Any:
+        self._look_at = 0.0
+        return super()._receive()
+
+    @cached_property
+    def _taker(self) -> redis.Redis:
+        """One connection for all taking and acknowledging, never handed back to a pool."""
+        taker: redis.Redis = self.Client(connection_pool=self.pool, single_connection_client=True)
+        return taker
+
+    @property
+    def _queue_keys(self) -> list[str]:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        return [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps) for queue in queues]
+
+    @property
+    def _delayed_keys(self) -> list[str]:
+        return [DELAYED_PREFIX + queue for queue in self.active_queues]
 
     def close(self) -> None:
         """Close it, also when the connection is dead.
@@ -67,28 +348,70 @@ class Channel(kombu_redis.Channel):
         kombu 5.7 reads the reply to a waiting BRPOP first; on a dead connection that raises and leaves the channel half
         closed, and the next attempt to close it ends the worker: "'NoneType' object has no attribute 'hostname'".
         """
+        taker = self.__dict__.pop("_taker", None)
+        lease = self.lease if self.leased else None
         try:
             super().close()
         finally:
             if not self.closed:
                 super().close()
+            if taker is not None and lease is not None and lease.worker:
+                with contextlib.suppress(redis.RedisError):
+                    lease.exchange(taker, (), (), 0)
+                taker.close()
+
+    # -- publishing
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         also = message["properties"].pop(ALSO, [])
-        if _deadline.get() is None or not self.socket_timeout or queue in self._expires or "_publish_batch" in kwargs:
+        if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        outgoing = self._outgoing(queue, message)
+        bundle = _together.get()
+        if bundle is None:
+            self.publish([outgoing], also)
+            return
+        bundle.channel = self
+        bundle.messages.append(outgoing)
+        bundle.also += also
+        if len(bundle.messages) >= _TOGETHER_MAX:
+            bundle.send()
+
+    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command]) -> None:
+        """Queue messages in one step.
+
+        Raises:
+            BrokerUnavailable: under a deadline, when the broker does not take them in time.
+        """
+        hurried = _deadline.get() is not None and self.socket_timeout
+        # As text: Lua would write a large number as 1e+15.
+        args: list[str] = ["", json.dumps([[str(part) for part in command] for command in also])]
+        for message in messages:
+            args += (message.message, message.due_ms, message.wake)
         with self.conn_or_acquire() as client:
             try:
-                latest_ms = int((self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION) * 1000)
-                queued = self._publish_script(
-                    keys=[key], args=[dumps(message), latest_ms, json.dumps(also)], client=client
-                )
+                if hurried:
+                    latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
+                    args[0] = str(int(latest_s * 1000))
+                queued = client.register_script(_PUBLISH)(keys=[message.key for message in messages], args=args)
             except redis.TimeoutError as error:
-                raise self._unavailable(error) from error
+                if hurried:
+                    raise self._unavailable(error) from error
+                raise
         if not queued:
             raise self._unavailable("it came to the call too late")
+
+    def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        eta = message["headers"].get("eta") if message["headers"].get("task") else None
+        if eta is None:
+            return Outgoing(key=key, message=dumps(message), due_ms="", wake=WAKE_PREFIX + queue)
+        due_ms = str(int(datetime.fromisoformat(eta).timestamp() * 1000))
+        # The list it belongs to travels with it: one sorted set a queue holds all priorities in the order of time.
+        return Outgoing(
+            key=DELAYED_PREFIX + queue, message=f"{key}\0{dumps(message)}", due_ms=due_ms, wake=WAKE_PREFIX + queue
+        )
 
     def _server_time_s(self, client: redis.Redis) -> float:
         """The server's clock now: asked once, then carried on with ours, since the two machines' clocks may differ."""
@@ -100,19 +423,40 @@ class Channel(kombu_redis.Channel):
     def _unavailable(self, reason: object) -> BrokerUnavailable:
         return BrokerUnavailable(self.connection.client.as_uri(), str(reason))
 
+    # -- queues
+
+    def _purge(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            delayed: int = client.zcard(DELAYED_PREFIX + queue)
+            client.delete(DELAYED_PREFIX + queue)
+        return delayed + int(super()._purge(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        with self.conn_or_acquire() as client:
+            client.delete(DELAYED_PREFIX + queue)
+        super()._delete(queue, *args, **kwargs)
+
 
 class Transport(kombu_redis.Transport):
     """kombu's Redis transport with our channel."""
 
     Channel = Channel
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have the loop watch our sockets and call us in time."""
+        super().register_with_event_loop(connection, loop)
+        self.cycle.call_later = loop.call_later
+
 
 def register() -> None:
     """Make this the transport of every `redis://` and `redis+socket://` URL in this process.
 
     By kombu's table of names, not by Celery's `broker_transport`: a URL with a `+` in it ignores that setting, and so
-    do the connections of kombu's pools. Channels of other apps in the process behave as kombu's own do, since only
-    calls made under a `deadline` are treated differently.
+    do the connections of kombu's pools.
     """
     for scheme in ("redis", "rediss"):
         kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"

@@ -20,8 +20,10 @@ from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
-#: Keys that may stay for ever: queue bindings, queues, what is delivered and not acknowledged, the list of runs.
-PERMANENT_KEYS = ("_kombu.binding", "cpu", "io", "unacked", "agentlink:runs")
+#: Keys that may stay for ever: queue bindings, queues, what workers have in flight and when their leases end, the list
+#: of runs.
+PERMANENT_KEYS = ("_kombu.binding", "cpu", "io", "agentlink:leases", "agentlink:inflight:", "agentlink:started:")
+PERMANENT_KEYS += ("agentlink:runs",)
 
 
 @dataclass
@@ -133,6 +135,10 @@ class System:
             yield
         finally:
             os.kill(pid, signal.SIGCONT)
+
+    def in_flight(self) -> int:
+        """How many messages workers have taken and not yet acknowledged."""
+        return sum(self.client.hlen(key) for key in self.client.scan_iter("agentlink:inflight:*"))
 
     def keys_without_ttl(self) -> list[str]:
         return [

@@ -55,7 +55,7 @@ def test_a_worker_over_its_soft_limit_takes_nothing_more_until_there_is_room(sys
     assert "is not yet below 375 MB (75% of 500 MB)" in status["reason"]
 
     # Both answers came seconds after the message; it is in its queue, not in the worker, and so free for another one.
-    assert (system.client.llen("cpu"), system.client.hlen("unacked")) == (1, 1)
+    assert (system.client.llen("cpu"), system.in_flight()) == (1, 1)
     assert not ledger.exists()
 
     release.touch()

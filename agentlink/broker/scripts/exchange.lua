@@ -1,0 +1,64 @@
+-- A worker's whole business with the broker, in one step: acknowledge, give back, take.
+--   KEYS[1]  all leases: worker → the server's time, in ms, at which its lease ends
+--   KEYS[2]  this worker's messages in flight: number → queue key, NUL, message
+--   KEYS[3]  numbers of those whose task has been started
+--   KEYS[4…3+n]      the delayed messages of n queues
+--   KEYS[4+n…]       the lists to take from, most urgent first
+--   ARGV[1]  the worker        ARGV[2]  n       ARGV[3]  how many messages it wants
+--   ARGV[4]  the number of the first one it gets
+--   ARGV[5]  how many of the following are acknowledged; those after them are given back
+--   ARGV[6…] numbers
+-- Returns {0} when the worker has no lease (any more): nothing has been done. Else {1, ms until the next delayed message
+-- is due or -1, key, message, key, message …}.
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+    return {0}
+end
+local acknowledged = tonumber(ARGV[5])
+for i = 6, 5 + acknowledged, 1000 do
+    local last = math.min(i + 999, 5 + acknowledged)
+    redis.call('HDEL', KEYS[2], unpack(ARGV, i, last))
+    redis.call('HDEL', KEYS[3], unpack(ARGV, i, last))
+end
+for i = 6 + acknowledged, #ARGV do
+    -- To the head of the queue it came from. The caller sends the youngest first.
+    local flight = redis.call('HGET', KEYS[2], ARGV[i])
+    if flight then
+        local key, message = string.match(flight, '^(%Z*)%z(.*)$')
+        redis.call('RPUSH', key, message)
+        redis.call('HDEL', KEYS[2], ARGV[i])
+        redis.call('HDEL', KEYS[3], ARGV[i])
+    end
+end
+
+local clock = redis.call('TIME')
+local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local queues, wanted, number = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local next_due_ms = -1
+for i = 4, 3 + queues do
+    -- A delayed message begins with the key of the list it belongs to, and a NUL.
+    for _, delayed in ipairs(redis.call('ZRANGEBYSCORE', KEYS[i], '-inf', now_ms, 'LIMIT', 0, 100)) do
+        local key, message = string.match(delayed, '^(%Z*)%z(.*)$')
+        redis.call('LPUSH', key, message)
+        redis.call('ZREM', KEYS[i], delayed)
+    end
+    local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
+    if first[2] then
+        local wait_ms = math.max(0, tonumber(first[2]) - now_ms)
+        if next_due_ms < 0 or wait_ms < next_due_ms then next_due_ms = wait_ms end
+    end
+end
+
+local answer = {1, next_due_ms}
+for i = 4 + queues, #KEYS do
+    if wanted == 0 then break end
+    local messages = redis.call('RPOP', KEYS[i], wanted)
+    if messages then
+        for _, message in ipairs(messages) do
+            redis.call('HSET', KEYS[2], number, KEYS[i] .. '\0' .. message)
+            number, wanted = number + 1, wanted - 1
+            answer[#answer + 1] = KEYS[i]
+            answer[#answer + 1] = message
+        end
+    end
+end
+return answer

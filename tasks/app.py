@@ -60,6 +60,9 @@ def task(
     return decorate(function) if function is not None else decorate
 
 
+_importer_pid = os.getpid()
+
+
 @signals.celeryd_init.connect
 def _start_broker(**_: Any) -> None:
     app.need_broker()
@@ -68,4 +71,4 @@ def _start_broker(**_: Any) -> None:
 @signals.worker_process_init.connect
 def _end_with_worker(**_: Any) -> None:
     """A worker that is killed leaves no child running: stock Celery's would finish its task, unseen and unrecorded."""
-    die_with_parent(os.getppid())
+    die_with_parent(_importer_pid)

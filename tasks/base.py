@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import redis
 from celery import Celery, Task
-from kombu.exceptions import OperationalError
+from celery.exceptions import Ignore
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.utils.url import maybe_sanitize_url
 
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
-from agentlink.broker.transport import deadline, register
+from agentlink.broker.transport import deadline, register, together
 from agentlink.settings import load
 from agentlink.units import format_size, parse_size
+
+logger = logging.getLogger(__name__)
 
 # While the broker is away (restarting, say), a call tries again this often until its deadline.
 _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 0.05, "interval_max": 0.5}
 
+# How long a task waits for a broker that is down or full, for what comes after it.
+_TASK_PATIENCE_S = 300.0
 # Of a hard time limit given alone, the share after which the task is asked to end by itself.
 _SOFT_FRACTION = 0.9
 
@@ -34,6 +45,27 @@ class BaseTask(Task):
     #: Also how soon a task is sent again after its process was killed; Celery's default is three minutes.
     default_retry_delay = 3
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body, unless the message came twice: then its first result stands, and is passed on but once."""
+        request = self.request
+        outcome = None if request.called_directly else getattr(request, "agentlink_outcome", None)
+        if outcome in ("claimed", "superseded"):
+            logger.info("task %s is not run here: another worker has it", request.id)
+            raise Ignore
+        if outcome == "kept":
+            return self._result_again(request)
+        return super().__call__(*args, **kwargs) if request.called_directly else self.run(*args, **kwargs)
+
+    def _result_again(self, request: Any) -> Any:
+        """The stored result, for those that come after it if they have not been told."""
+        meta = self.backend.get_task_meta(request.id)
+        logger.info("task %s has succeeded before; its result stands", request.id)
+        if (request.chain or request.callbacks) and not meta.get("children"):
+            return meta["result"]
+        if request.chord:
+            self.backend.on_chord_part_return(request, meta["status"], meta["result"])
+        raise Ignore
+
 
 class App(Celery):
     """A Celery app whose calls are accepted within the publish timeout or raise `BrokerUnavailable`."""
@@ -50,19 +82,35 @@ class App(Celery):
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
         """
-        settings = load()
         _fit_soft_limit(kwargs)
         kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
+        with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
+            return super().send_task(name, *args, producer=producer, **kwargs)
+
+    def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
+        """Celery's, for everything it publishes at once: one call, or all of a group.
+
+        What is published inside reaches the broker together, within the publish timeout or not at all.
+        """
+        return contextlib.nullcontext(producer) if producer is not None else self._publishing()
+
+    @contextlib.contextmanager
+    def _publishing(self) -> Iterator[Any]:
+        settings = load()
+        # A task that can't pass its work on is in no hurry; it waits for the broker as long as that takes.
+        in_task = self.current_worker_task is not None
         # One half to reach a broker, the other (the socket's timeout) for its answer.
         half_s = settings.publish_timeout_s / 2
         try:
-            with deadline(half_s):
+            with deadline(_TASK_PATIENCE_S if in_task else half_s, from_outside=not in_task) as call:
                 self.need_broker(half_s)
-                return super().send_task(name, *args, **kwargs)
+                wait_s = max(0.0, call.ends_at - time.monotonic())
+                with self.producer_pool.acquire(block=True, timeout=wait_s) as producer, together():
+                    yield producer
         except BrokerUnavailable:
             raise
-        except (OperationalError, redis.RedisError, OSError, BrokerStartError) as error:
-            raise BrokerUnavailable(settings.url, _reason(error)) from error
+        except (OperationalError, LimitExceeded, redis.RedisError, OSError, BrokerStartError) as error:
+            raise BrokerUnavailable(maybe_sanitize_url(settings.url), _reason(error)) from error
 
     def need_broker(self, timeout_s: float | None = None) -> None:
         """Start the embedded broker if this process is the first to need it.
@@ -78,6 +126,8 @@ class App(Celery):
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, LimitExceeded):
+        return "all of this process's connections were busy"
     if "maxmemory" not in str(error):
         return str(error)
     return (

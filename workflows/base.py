@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, overload
 
-from celery import Task
 from celery.canvas import Signature
 from kombu.utils.uuid import uuid
 
@@ -20,6 +19,7 @@ from workflows import store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
+from workflows.store import PLACE_HEADER, RUN_HEADER
 
 Prepare = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
 Show = Callable[[Any], str]
@@ -58,23 +58,31 @@ class WorkflowTask(BaseTask):
     ) -> WorkflowRun:
         """Start a run with Celery's call options; see `delay`."""
         args, kwargs = tuple(args or ()), dict(kwargs or {})
-        self._check_arguments(args, kwargs)
-        if self.prepare is not None:
-            args, kwargs = self.prepare(*args, **kwargs)
+        headers = options.get("headers") or {}
+        if PLACE_HEADER not in headers:  # a step's arguments are looked at where it runs: its failure is its own
+            args, kwargs = self.prepared(args, kwargs)
         run_id = task_id or uuid()
-        options[ALSO] = store.creation_commands(run_id, self.name, _show(args, kwargs), options.get("root_id"))
-        run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **options)
+        options[ALSO] = store.creation_commands(
+            run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers)
+        )
+        run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
         return run
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowRun:  # noqa: N802 - Celery's name for it
-        """The handle of one of this workflow's runs."""
-        return WorkflowRun(task_id, app=self._get_app(), **kwargs)
+    def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Check a call's arguments and complete them.
 
-    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        Raises:
+            CallRefused: they don't fit the function's parameters, or `prepare` refuses them.
+        """
         try:
             inspect.signature(self.build).bind(*args, **kwargs)
         except TypeError as error:
             raise CallRefused(self.__name__, f"{error}; it takes {inspect.signature(self.build)}") from None
+        return self.prepare(*args, **kwargs) if self.prepare is not None else (args, kwargs)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowRun:  # noqa: N802 - Celery's name for it
+        """The handle of one of this workflow's runs."""
+        return WorkflowRun(task_id, app=self._get_app(), **kwargs)
 
     def build(self, *args: Any, **kwargs: Any) -> Signature:
         """The workflow function itself, callable without a broker."""
@@ -106,12 +114,23 @@ def workflow(
 
     def decorate(function: Callable[..., Any]) -> WorkflowTask:
         @wraps(function)
-        def start(self: Task, *args: Any, **kwargs: Any) -> Any:
+        def start(self: WorkflowTask, *args: Any, **kwargs: Any) -> Any:
+            request = self.request
+            place = getattr(request, PLACE_HEADER, None)
+            if place is not None or request.called_directly:
+                args, kwargs = self.prepared(args, kwargs)
             canvas = function(*args, **kwargs)
             if not isinstance(canvas, Signature):
                 return canvas
-            canvas, steps = plan(canvas, self.request.id, app)
-            store.record_plan(self.backend.client, self.request.id, steps)
+            if request.called_directly or request.is_eager:
+                return canvas.apply().get(disable_sync_subtasks=False)
+            headers = {PLACE_HEADER: place, RUN_HEADER: getattr(request, RUN_HEADER, None)}
+            parent_id = parent_of(request.id, headers)
+            created = store.creation_commands(request.id, self.name, show_arguments(args, kwargs), parent_id)
+            # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
+            within = place if place is not None and parent_id is None else ""
+            canvas, steps = plan(canvas, request.id, app, within)
+            store.record_plan(self.backend.client, request.id, created, steps)
             raise self.replace(canvas)
 
         task: WorkflowTask = app.task(
@@ -129,10 +148,22 @@ def workflow(
     return decorate(build) if build is not None else decorate
 
 
-def _show(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def parent_of(run_id: str, headers: dict[str, Any]) -> str | None:
+    """The run that a call with these headers is a step of, unless it is that run itself."""
+    parent_id: str | None = headers.get(RUN_HEADER)
+    return parent_id if parent_id != run_id else None
+
+
+def show_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The arguments as a person would read them in a list of runs."""
-    shown = [repr(value) for value in args] + [f"{name}={value!r}" for name, value in kwargs.items()]
+    shown = [_readable(value) for value in args] + [
+        f"{_readable(name)[1:-1]}={_readable(v)}" for name, v in kwargs.items()
+    ]
     return ", ".join(text if len(text) <= _ARGUMENT_MAX_CHARS else text[:_ARGUMENT_MAX_CHARS] + "…" for text in shown)
+
+
+def _readable(value: Any) -> str:
+    return repr(value).encode("utf-8", "backslashreplace").decode()
 
 
 if store.transition_commands not in ResultBackend.recorders:

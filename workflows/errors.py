@@ -29,3 +29,14 @@ class RunUnknown(WorkflowError):
 
     def __str__(self) -> str:
         return f"no run {self.run_id} is known: it never was, or it ended longer ago than keep_results"
+
+
+class CanvasUnusable(WorkflowError):
+    """What a workflow function returned can't be run."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the canvas can't be run: {self.problem}"

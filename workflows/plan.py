@@ -7,68 +7,81 @@ own id (`Task.replace` sees to that), which is how the id that `delay()` returne
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from celery import Celery
-from celery.canvas import Signature, _chain, _chord, chain, group
+from celery.canvas import Signature, _chain, _chord, chunks, group, maybe_signature
 
+from workflows.errors import CanvasUnusable
 from workflows.states import StepState
-from workflows.store import PLACE_HEADER, StepRecord
+from workflows.store import PLACE_HEADER, RUN_HEADER, StepRecord
+
+Place = tuple[int, ...]
 
 
-def plan(canvas: Signature, run_id: str, app: Celery) -> tuple[Signature, list[StepRecord]]:
-    """The canvas, ready to replace the task that built it, and the steps it consists of."""
-    canvas = _with_one_last_step(canvas, app)
-    leaves = list(_leaves(canvas, ()))
+def plan(canvas: Signature, run_id: str, app: Celery, within: str = "") -> tuple[Signature, list[StepRecord]]:
+    """The canvas, ready to replace the task that built it, and the steps it consists of.
+
+    `within` is the place of that task where it was a step itself, and its run's last one: its steps come below.
+
+    Raises:
+        CanvasUnusable: there is no step in it that could answer for the run.
+    """
+    canvas = _with_one_last_step(_own(canvas, app), app)
     last = _last(canvas)
     steps = []
-    for leaf, place in leaves:
-        name = ".".join(map(str, place)) or "0"
-        step_id = run_id if leaf is last else str(uuid.uuid5(uuid.UUID(run_id), name))
-        if leaf is not last:
+    for leaf, numbers in _leaves(canvas, ()):
+        place = ".".join([*([within] if within else []), *map(str, numbers or (0,))])
+        step_id = run_id if leaf is last else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/{place}"))
+        if leaf is last:
+            leaf.set(ignore_result=False)  # or nobody who waits for the run would hear of its end
+        else:
             leaf.set(task_id=step_id)
-        leaf.options.setdefault("headers", {})[PLACE_HEADER] = name
-        steps.append(StepRecord(id=step_id, name=leaf.task, place=name, state=StepState.WAITING))
+        leaf.options["headers"] = (leaf.options.get("headers") or {}) | {PLACE_HEADER: place, RUN_HEADER: run_id}
+        steps.append(StepRecord(id=step_id, name=leaf.task, place=place, state=StepState.WAITING))
     return canvas, steps
 
 
-def _with_one_last_step(canvas: Signature, app: Celery) -> Signature:
-    """A group has no last step that could answer for the run: collect its results in one, as `Task.replace` does."""
-    collect = app.tasks["celery.accumulate"].s(index=0)
-    if isinstance(canvas, group):
-        return canvas | collect
-    if isinstance(canvas, _chain) and isinstance(canvas.tasks[-1], group):
-        return chain(*canvas.tasks[:-1], canvas.tasks[-1] | collect)
-    return canvas
+def _own(node: Signature, app: Celery) -> Signature:
+    """A copy in which no signature stands twice: each place is a step of its own. Generators are walked here, once."""
+    node = maybe_signature(node, app=app)
+    if isinstance(node, chunks):
+        node = node.group()
+    copy = node.clone()
+    if isinstance(node, _chord):
+        header = node.tasks.tasks if isinstance(node.tasks, group) else node.tasks
+        copy.tasks = [_own(task, app) for task in header]
+        copy.body = _own(node.body, app)
+    elif isinstance(node, (_chain, group)):
+        copy.tasks = [_own(task, app) for task in node.tasks]
+        if isinstance(node, _chain) and not copy.tasks:
+            raise CanvasUnusable("an empty chain has no step that could answer for the run")
+    return copy
 
 
-def _leaves(node: Signature, place: tuple[int, ...]) -> Iterator[tuple[Signature, tuple[int, ...]]]:
-    for index, child in enumerate(_children(node)):
-        yield from _leaves(child, (*place, index))
-    if not isinstance(node, (_chain, _chord, group)):
+def _with_one_last_step(node: Signature, app: Celery) -> Signature:
+    """A group has no last step that could answer for the run: its results are collected in one, at whatever depth."""
+    if isinstance(node, group):
+        return node | app.tasks["celery.accumulate"].s(index=0)
+    if isinstance(node, _chord):
+        node.body = _with_one_last_step(node.body, app)
+    elif isinstance(node, _chain):
+        node.tasks = [*node.tasks[:-1], _with_one_last_step(node.tasks[-1], app)]
+    return node
+
+
+def _leaves(node: Signature, place: Place) -> Iterator[tuple[Signature, Place]]:
+    if isinstance(node, (_chain, _chord, group)):
+        for index, child in enumerate(_children(node)):
+            yield from _leaves(child, (*place, index))
+    else:
         yield node, place
 
 
-def _children(node: Signature) -> list[Any]:
-    if isinstance(node, _chord):
-        if not isinstance(node.tasks, (group, list)):
-            node.tasks = list(node.tasks)  # a generator can be walked once only
-        return [*(node.tasks.tasks if isinstance(node.tasks, group) else node.tasks), node.body]
-    if isinstance(node, (_chain, group)):
-        node.tasks = _distinct(node.tasks)
+def _children(node: Signature) -> list[Signature]:
+    if not isinstance(node, _chord):
         return list(node.tasks)
-    return []
-
-
-def _distinct(tasks: Iterable[Signature]) -> list[Signature]:
-    """The same signature used twice in a chain is two steps."""
-    seen: set[int] = set()
-    distinct = []
-    for task in tasks:
-        distinct.append(task.clone() if id(task) in seen else task)
-        seen.add(id(task))
-    return distinct
+    return [*(node.tasks.tasks if isinstance(node.tasks, group) else node.tasks), node.body]
 
 
 def _last(node: Signature) -> Signature:

@@ -40,8 +40,8 @@ class WorkflowRun(AsyncResult):
     `WorkflowRun(id)` in any process follows a run that another one has started.
     """
 
-    def __init__(self, id: str, **kwargs: Any) -> None:  # noqa: A002 - AsyncResult's own name for it
-        super().__init__(id, **({"app": app} | kwargs))
+    def __init__(self, id: str, backend: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: A002 - AsyncResult's name
+        super().__init__(id, backend, *args, **kwargs if len(args) > 1 else {"app": app} | kwargs)
 
     def record(self) -> RunRecord:
         """Everything known of the run.

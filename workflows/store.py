@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
@@ -34,8 +35,9 @@ from workflows.states import (
 #: All runs, by the time they were called. The one key here without a TTL: it is trimmed with each new run.
 INDEX_KEY = "agentlink:runs"
 
-#: The message header that tells a step its place in the canvas; Celery carries it along to the task's request.
+#: The message headers that tell a step its place in the canvas and its run; Celery carries them along to the request.
 PLACE_HEADER = "agentlink_place"
+RUN_HEADER = "agentlink_run"
 
 _TRANSITION = resources.files(__package__).joinpath("transition.lua").read_text()
 _ARGUMENTS_MAX_CHARS = 2_000
@@ -85,9 +87,12 @@ def steps_key(run_id: str) -> str:
 
 
 def creation_commands(run_id: str, workflow: str, arguments: str, parent_id: str | None) -> list[Command]:
-    """What records a new run; it goes to the broker together with the message that starts it."""
+    """What records a new run; it goes to the broker together with the message that starts it.
+
+    Run again (the call was repeated, or a plain Celery client made it), they change nothing that is there.
+    """
     settings, now = load(), time.time()
-    # A run that goes on for days must not vanish: this TTL only bounds what never ends, `end_run` sets the real one.
+    # A run that goes on for days must not vanish: this TTL only bounds what never ends, the end of a run sets its own.
     ttl_s = int(2 * settings.keep_results_s)
     fields = {
         "workflow": workflow,
@@ -99,24 +104,29 @@ def creation_commands(run_id: str, workflow: str, arguments: str, parent_id: str
         "parent_id": parent_id or "",
     }
     return [
-        ["HSET", run_key(run_id), *(part for pair in fields.items() for part in pair)],
+        *(["HSETNX", run_key(run_id), name, value] for name, value in fields.items()),
         ["EXPIRE", run_key(run_id), ttl_s],
-        ["ZADD", INDEX_KEY, f"{now:.6f}", run_id],
+        ["ZADD", INDEX_KEY, "NX", f"{now:.6f}", run_id],
         ["ZREMRANGEBYSCORE", INDEX_KEY, "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", INDEX_KEY, 0, -settings.keep_runs - 1],
     ]
 
 
-def record_plan(client: redis.Redis, run_id: str, steps: Iterable[StepRecord]) -> None:
-    """Record the steps a run will have. Done twice (its worker died meanwhile), it changes nothing."""
-    key, total = steps_key(run_id), 0
+def record_plan(client: redis.Redis, run_id: str, created: Iterable[Command], steps: Iterable[StepRecord]) -> None:
+    """Record the steps a run will have, and the run itself should it not be known: see `creation_commands`.
+
+    Done twice (its worker died meanwhile), it changes nothing.
+    """
+    key = steps_key(run_id)
     with client.pipeline() as pipe:
+        for command in created:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
         for step in steps:
-            pipe.hsetnx(key, step.id, _encode_step(step))
-            total += 1
-        pipe.hset(run_key(run_id), "steps_total", total)
+            pipe.hsetnx(key, step.id, f"{step.state} {_step_json(step)}")
         pipe.expire(key, int(2 * load().keep_results_s))
-        pipe.execute()
+        pipe.hlen(key)
+        total = pipe.execute()[-1]
+    client.hset(run_key(run_id), "steps_total", total)
 
 
 def transition_commands(
@@ -125,26 +135,30 @@ def transition_commands(
     """What records a task's change of state; it goes to the broker together with Celery's own result.
 
     `request` is the task's request, or None or a made-up one where Celery fails a task from outside (the body of a
-    failed chord).
+    failed chord, a task no worker knows).
     """
-    task_name = getattr(request, "task", None)  # Celery's made-up requests have none
-    builds_canvas = getattr(app.tasks.get(task_name), "builds_canvas", False)
-    step_state = STEP_STATE_OF_CELERY.get(celery_state) if task_name and not builds_canvas else None
+    really_ran = getattr(request, "task", None) is not None
+    name = getattr(request, "task", None) or getattr(request, "name", None)
+    place = getattr(request, PLACE_HEADER, None)
+    run_id = getattr(request, RUN_HEADER, None) or getattr(request, "root_id", None) or task_id
+    builds_canvas = getattr(app.tasks.get(name), "builds_canvas", False)
+    replaced = getattr(request, "replaced_task_nesting", 0)
+    if really_ran and not builds_canvas and place is None and run_id == task_id and not replaced:
+        return  # a task outside any run
+    step_state = STEP_STATE_OF_CELERY.get(celery_state) if name and (place is not None or not builds_canvas) else None
     # A run's last step has the run's id: that it has started says nothing new of the run.
     run_state = RUN_STATE_OF_CELERY.get(celery_state) if builds_canvas or celery_state != "STARTED" else None
-    run_id = getattr(request, "root_id", None) or task_id
-    lone_task = task_name and not builds_canvas and run_id == task_id and _place(request) is None
-    if lone_task or (step_state is None and run_state is None):
+    if step_state is None and run_state is None:
         return
     now = time.time()
-    failed = celery_state in ("FAILURE", "REVOKED")
     step = _step_after(task_id, step_state, result, request, now) if step_state else None
+    ended_badly = celery_state in ("FAILURE", "REVOKED")
+    failed_result = _failed_result(celery_state, result, traceback) if ended_badly else ("", "")
     yield [
         "EVAL",
         _TRANSITION,
-        3,
+        2,
         run_key(run_id),
-        steps_key(run_id),
         run_key(task_id),
         task_id if step else "",
         step_state or "",
@@ -155,8 +169,13 @@ def transition_commands(
         _origins(RUN_TRANSITIONS, run_state),
         int(run_state in TERMINAL_RUN_STATES),
         f"{now:.6f}",
-        _failure_json(task_id, result, traceback, request) if failed else "",
+        RUN_STATE_OF_CELERY[celery_state] if ended_badly else "",
+        _failure_json(task_id, name, result, traceback) if ended_badly else "",
         int(load().keep_results_s),
+        run_key(""),
+        app.backend.task_keyprefix.decode(),
+        *failed_result,
+        getattr(request, "parent_id", None) or "" if place is not None and step_state is StepState.RUNNING else "",
     ]
 
 
@@ -194,24 +213,17 @@ def _origins(table: Mapping[Any, frozenset[Any]], state: RunState | StepState | 
 
 
 def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: float) -> StepRecord:
-    started_at = now if state is StepState.RUNNING else getattr(request, "agentlink_started_at", None)
-    request.agentlink_started_at = started_at
     return StepRecord(
         id=task_id,
-        name=request.task or "",
-        place=_place(request) or "",
+        name=getattr(request, "task", None) or getattr(request, "name", None) or "",
+        place=getattr(request, PLACE_HEADER, None) or "",
         state=state,
-        attempt=(request.retries or 0) + 1,
-        worker=request.hostname,
-        started_at=started_at,
+        attempt=(getattr(request, "retries", 0) or 0) + 1,
+        worker=getattr(request, "hostname", None),
+        started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,
         error=_error_text(result) if state in (StepState.FAILED, StepState.RETRYING) else None,
     )
-
-
-def _place(request: Any) -> str | None:
-    place: str | None = getattr(request, PLACE_HEADER, None)
-    return place
 
 
 def _error_text(result: Any) -> str:
@@ -222,23 +234,26 @@ def _error_text(result: Any) -> str:
     return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
 
 
-def _failure_json(task_id: str, result: Any, traceback: str | None, request: Any) -> str:
+def _failure_json(task_id: str, name: str | None, result: Any, traceback: str | None) -> str:
     return json.dumps(
         {
             "step_id": task_id,
-            "step": getattr(request, "task", None),
+            "step": name,
             "error": _error_text(result),
             "traceback": (traceback or "")[-_ERROR_MAX_CHARS:],
         }
     )
 
 
+def _failed_result(celery_state: str, result: Any, traceback: str | None) -> tuple[str, str]:
+    """A failed result as Celery stores it, before and after the id of the task it is for."""
+    done = datetime.now(tz=UTC).isoformat()
+    meta = {"status": celery_state, "result": result, "traceback": traceback, "children": [], "date_done": done}
+    return json.dumps(meta)[:-1] + ', "task_id": "', '"}'
+
+
 def _step_json(step: StepRecord) -> str:
     return json.dumps({name: value for name, value in asdict(step).items() if name not in ("id", "state") and value})
-
-
-def _encode_step(step: StepRecord) -> str:
-    return f"{step.state} {_step_json(step)}"
 
 
 def _decode_step(step_id: str, value: str) -> StepRecord:

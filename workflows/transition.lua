@@ -1,13 +1,15 @@
 -- Move one step and the run of the same id, if any, to a new state: only along the transition tables, and counted once.
---   KEYS[1]  the run that the step belongs to        KEYS[2]  that run's steps
---   KEYS[3]  the run that has the step's own id
+--   KEYS[1]  the run that the step belongs to        KEYS[2]  the run that has the step's own id
 --   ARGV[1]  step id ('' when it is no step: a workflow being built, or a run failed from outside)
---   ARGV[2]  the step's new state, or ''             ARGV[3]  the step's record: JSON
+--   ARGV[2]  the step's new state, or ''             ARGV[3]  the step's record: JSON, without arrays
 --   ARGV[4]  JSON list of the states a step may come from    ARGV[5]  '1' when the step's new state is terminal
---   ARGV[6]  the new state of the run KEYS[3], or '' ARGV[7]  JSON list of the states that run may come from
+--   ARGV[6]  the new state of the run KEYS[2], or '' ARGV[7]  JSON list of the states that run may come from
 --   ARGV[8]  '1' when the run's new state is terminal        ARGV[9]  now, seconds since 1970
---   ARGV[10] JSON of the failure that ends run KEYS[1], or ''
---   ARGV[11] seconds an ended run is kept
+--   ARGV[10] the state in which the step ends run KEYS[1], or ''    ARGV[11] JSON of the failure
+--   ARGV[12] seconds an ended run is kept
+--   ARGV[13] the prefix of runs' keys                        ARGV[14] the prefix of results' keys
+--   ARGV[15], ARGV[16] what a run's failed result is, before and after its id
+--   ARGV[17] the step that this one, just started, comes after; or ''
 -- Runs that are not known (expired, or tasks outside any run) are left alone.
 local function contains(list, value)
     for _, item in ipairs(cjson.decode(list)) do
@@ -16,35 +18,74 @@ local function contains(list, value)
     return false
 end
 
-local function end_run(key, state, failure)
-    redis.call('HSET', key, 'state', state, 'ended_at', ARGV[9])
-    if failure ~= '' then redis.call('HSET', key, 'failure', failure) end
-    redis.call('EXPIRE', key, ARGV[11])
-    redis.call('EXPIRE', key .. ':steps', ARGV[11])
+local end_run
+
+local function move_step(run, id, state, record, terminal)
+    if redis.call('EXISTS', run) == 0 then return false end
+    local steps = run .. ':steps'
+    local old = redis.call('HGET', steps, id)
+    local old_state, old_record = string.match(old or 'WAITING {}', '^(%u+) (.*)$')
+    if not contains(ARGV[4], old_state) then return false end
+    -- What was planned stays known, whoever reports (a step failed because another had, a replacement of itself).
+    local facts, known = cjson.decode(record), cjson.decode(old_record)
+    for _, name in ipairs({'place', 'name', 'started_at', 'worker'}) do
+        if facts[name] == nil or facts[name] == '' then facts[name] = known[name] end
+    end
+    redis.call('HSET', steps, id, state .. ' ' .. cjson.encode(facts))
+    redis.call('EXPIRE', steps, redis.call('TTL', run))
+    if not old then redis.call('HINCRBY', run, 'steps_total', 1) end
+    if terminal then redis.call('HINCRBY', run, 'steps_done', 1) end
+    return true
 end
 
-if ARGV[1] ~= '' and redis.call('EXISTS', KEYS[1]) == 1 then
-    local old = redis.call('HGET', KEYS[2], ARGV[1])
-    local state = old and string.match(old, '^%u+') or 'WAITING'
-    if contains(ARGV[4], state) then
-        redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
-        redis.call('EXPIRE', KEYS[2], redis.call('TTL', KEYS[1]))
-        if not old then redis.call('HINCRBY', KEYS[1], 'steps_total', 1) end
-        if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[1], 'steps_done', 1) end
-        local run_state = redis.call('HGET', KEYS[1], 'state')
-        if ARGV[10] ~= '' and (run_state == 'QUEUED' or run_state == 'RUNNING') then
-            end_run(KEYS[1], 'FAILED', ARGV[10])
+local function fail(run, state)
+    local run_state = redis.call('HGET', run, 'state')
+    if run_state == 'QUEUED' or run_state == 'RUNNING' then
+        end_run(run, state)
+    end
+end
+
+function end_run(run, state)
+    redis.call('HSET', run, 'state', state, 'ended_at', ARGV[9])
+    redis.call('EXPIRE', run, ARGV[12])
+    redis.call('EXPIRE', run .. ':steps', ARGV[12])
+    local id = string.sub(run, #ARGV[13] + 1)
+    if state ~= 'SUCCEEDED' then
+        redis.call('HSET', run, 'failure', ARGV[11])
+        -- Whoever waits for the run gets the step's own error, also where Celery tells the last step nothing.
+        local result = ARGV[14] .. id
+        if not string.find(redis.call('GETRANGE', result, 0, 30), '^{"status": "[SFR][UAE][CIV]') then
+            local value = ARGV[15] .. id .. ARGV[16]
+            redis.call('SET', result, value, 'EX', ARGV[12])
+            redis.call('PUBLISH', result, value)
+        end
+    end
+    -- A workflow called as a step: the outer run goes by it.
+    local parent = redis.call('HGET', run, 'parent_id')
+    if parent and parent ~= '' then
+        local outer = ARGV[13] .. parent
+        if move_step(outer, id, state, '{"ended_at": ' .. ARGV[9] .. '}', true) and state ~= 'SUCCEEDED' then
+            fail(outer, state)
         end
     end
 end
 
+-- Celery tells the next step before it stores the result of the one before: that has succeeded by now, whatever we read.
+if ARGV[17] ~= '' and string.match(redis.call('HGET', KEYS[1] .. ':steps', ARGV[17]) or '', '^RUNNING ') then
+    move_step(KEYS[1], ARGV[17], 'SUCCEEDED', '{"ended_at": ' .. ARGV[9] .. '}', true)
+end
+
+if ARGV[1] ~= '' and move_step(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1') and ARGV[10] ~= '' then
+    fail(KEYS[1], ARGV[10])
+end
+
 if ARGV[6] ~= '' then
-    local state = redis.call('HGET', KEYS[3], 'state')
+    local state = redis.call('HGET', KEYS[2], 'state')
     if state and contains(ARGV[7], state) then
         if ARGV[8] == '1' then
-            end_run(KEYS[3], ARGV[6], ARGV[6] == 'FAILED' and ARGV[10] or '')
+            end_run(KEYS[2], ARGV[6])
         else
-            redis.call('HSET', KEYS[3], 'state', ARGV[6], 'started_at', ARGV[9])
+            redis.call('HSET', KEYS[2], 'state', ARGV[6], 'started_at', ARGV[9])
         end
     end
 end

@@ -2,8 +2,8 @@
 
 One lease a process and broker, whatever becomes of connections. A thread says every third of the lease's length that
 the worker lives; when it stops doing so, any other worker gives its messages back to the head of their queues. A worker
-that was stopped for longer finds out with its next word to the broker: its lease is gone, and whatever it still does for
-the messages it had is not recorded (the numbers of those messages are no longer in flight under its name).
+that was stopped for longer finds out with its next word to the broker: its lease is gone, and whatever it still does
+for the messages it had is not recorded (they are no longer in flight under its name).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ LEASES_KEY = "agentlink:leases"
 LAST_BEAT_KEY = "agentlink:last_beat"
 IN_FLIGHT_PREFIX = "agentlink:inflight:"
 STARTED_PREFIX = "agentlink:started:"
+CLAIM_PREFIX = "agentlink:claim:"
 WAKE_PREFIX = "agentlink:wake:"
 DELAYED_PREFIX = "agentlink:delayed:"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib import resources
@@ -20,7 +21,7 @@ import redis
 from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, ResultSet
 
-from agentlink.broker.lease import IN_FLIGHT_PREFIX, STARTED_PREFIX
+from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX, STARTED_PREFIX
 from agentlink.broker.transport import Command
 
 logger = logging.getLogger(__name__)
@@ -90,12 +91,39 @@ class ResultBackend(RedisBackend):
         expires_s = self.failure_expires if state == "FAILURE" else self.expires
         commands = self._recorded(task_id, state, result, traceback, request)
         worker, number = in_flight(request)
-        args = [self.encode(meta), int(expires_s or 0), number, int(state == "STARTED")]
-        keys = [self.get_key_for_task(task_id), IN_FLIGHT_PREFIX + worker, STARTED_PREFIX + worker]
-        outcome = self.ensure(self._run, (keys, args, commands))
-        if outcome == b"superseded":
+        started = state == "STARTED"
+        # A retry, and what a task has replaced itself by, have the task's id and may start before it has ended.
+        turn = f"{getattr(request, 'replaced_task_nesting', 0) or 0}:{getattr(request, 'retries', 0) or 0}"
+        keys = [
+            self.get_key_for_task(task_id),
+            IN_FLIGHT_PREFIX + worker,
+            STARTED_PREFIX + worker,
+            f"{CLAIM_PREFIX}{task_id}:{turn}",
+        ]
+        args = [self.encode(meta), int(expires_s or 0), number, worker, int(started), IN_FLIGHT_PREFIX]
+        outcome = self._run_in_the_end(keys, args, commands)
+        if started and request is not None:
+            request.agentlink_outcome = outcome
+        if outcome == "superseded":
             logger.warning("task %s is %s here and recorded nowhere: another worker has it by now", task_id, state)
         return result
+
+    def _run_in_the_end(self, keys: list[Any], args: list[Any], commands: list[Command]) -> str:
+        """Run it, waiting for as long as a full or read-only broker takes: what a task has done is not to be lost.
+
+        Only in a process that has nothing else to do than its task: a worker's main process must not wait here.
+        """
+        pause_s = 0.1
+        while True:
+            try:
+                outcome: bytes = self.ensure(self._run, (keys, args, commands))
+                return outcome.decode()
+            except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+                if self.app.current_worker_task is None:
+                    raise
+                logger.warning("result not stored yet, trying again in %.1f s: %s", pause_s, error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
 
     def _record_only(self, task_id: str, state: str, result: Any, traceback: str | None, request: Any) -> None:
         commands = self._recorded(task_id, state, result, traceback, request)

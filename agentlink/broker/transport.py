@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -60,10 +61,32 @@ _WINDOW_S = 0.1
 # Bounds one script call.
 _TOGETHER_MAX = 500
 
-#: Until when the call being made in this context may be tried again, in `time.monotonic()` seconds.
-_deadline: ContextVar[float | None] = ContextVar("agentlink_publish_deadline", default=None)
-_together: ContextVar[Bundle | None] = ContextVar("agentlink_publish_together", default=None)
+# How long the server remembers that it has accepted a call, in case its answer got lost.
+_REMEMBER_S = 10.0
+_RETRY_S = 0.05
+# Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
+_FULL_FRACTION = 0.95
+_LOOK_AT_MEMORY_S = 0.5
+
+_call: ContextVar[Call | None] = ContextVar("agentlink_call", default=None)
+_together: ContextVar[Bundle | None] = ContextVar("agentlink_together", default=None)
 _leases: dict[str, Lease] = {}
+
+
+@dataclass
+class Call:
+    """A call being made: until when it may be tried again (`time.monotonic()`), and what tells its tries apart."""
+
+    ends_at: float
+    #: Whether it comes from outside: from no task that has to end for memory to be freed.
+    from_outside: bool
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    parts: int = 0
+
+    def next_part(self) -> str:
+        """The name of what is sent next: the same for every try of it."""
+        self.parts += 1
+        return f"agentlink:sent:{self.id}:{self.parts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +115,20 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def deadline(timeout_s: float) -> Iterator[None]:
-    """Give the calls made inside `timeout_s` to reach a broker; the last try may take the socket's timeout on top."""
-    token = _deadline.set(time.monotonic() + timeout_s)
+def deadline(timeout_s: float, *, from_outside: bool = True) -> Iterator[Call]:
+    """Give the call made inside `timeout_s` to reach a broker; the last try may take the socket's timeout on top.
+
+    Inside another deadline, that one holds.
+    """
+    if (outer := _call.get()) is not None:
+        yield outer
+        return
+    call = Call(time.monotonic() + timeout_s, from_outside)
+    token = _call.set(call)
     try:
-        yield
+        yield call
     finally:
-        _deadline.reset(token)
+        _call.reset(token)
 
 
 @contextlib.contextmanager
@@ -131,7 +161,8 @@ class QoS(virtual.QoS):
         since = time.monotonic() - _WINDOW_S
         while self._finished_at and self._finished_at[0] < since:
             self._finished_at.popleft()
-        return max(self.prefetch_count, len(self._finished_at))
+        prefetch: int = self.prefetch_count
+        return max(prefetch, len(self._finished_at))
 
     def can_consume(self) -> bool:
         """Whether another message may be taken."""
@@ -230,7 +261,7 @@ class Channel(kombu_redis.Channel):
     sleep_s = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        ends_at = _deadline.get()
+        call = _call.get()
         self.leased = False
         self._look_at = 0.0
         self._acknowledge_at: float | None = None
@@ -239,10 +270,11 @@ class Channel(kombu_redis.Channel):
         except (redis.TimeoutError, redis.ConnectionError) as error:
             # kombu retries a connection for as long as its policy says; a caller with a deadline has had enough when
             # that is over, or when the server has taken its connection and does not answer.
-            if ends_at is not None and (isinstance(error, redis.TimeoutError) or time.monotonic() >= ends_at):
+            if call is not None and (isinstance(error, redis.TimeoutError) or time.monotonic() >= call.ends_at):
                 raise self._unavailable(error) from error
             raise
         self._clock_ahead_s: float | None = None
+        self._memory_seen_at = 0.0
 
     # -- taking
 
@@ -363,7 +395,10 @@ class Channel(kombu_redis.Channel):
     # -- publishing
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        also = message["properties"].pop(ALSO, [])
+        # kombu hands the same message in again when it tries again: it is not to be changed.
+        properties = dict(message["properties"])
+        also = properties.pop(ALSO, [])
+        message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
@@ -379,28 +414,56 @@ class Channel(kombu_redis.Channel):
             bundle.send()
 
     def publish(self, messages: Sequence[Outgoing], also: Sequence[Command]) -> None:
-        """Queue messages in one step.
+        """Queue messages in one step. Under a deadline: once, however often it has to be tried, and in time or never.
 
         Raises:
             BrokerUnavailable: under a deadline, when the broker does not take them in time.
         """
-        hurried = _deadline.get() is not None and self.socket_timeout
         # As text: Lua would write a large number as 1e+15.
-        args: list[str] = ["", json.dumps([[str(part) for part in command] for command in also])]
+        args: list[Any] = ["", "", json.dumps([[str(part) for part in command] for command in also])]
         for message in messages:
             args += (message.message, message.due_ms, message.wake)
-        with self.conn_or_acquire() as client:
-            try:
-                if hurried:
-                    latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
-                    args[0] = str(int(latest_s * 1000))
-                queued = client.register_script(_PUBLISH)(keys=[message.key for message in messages], args=args)
-            except redis.TimeoutError as error:
-                if hurried:
-                    raise self._unavailable(error) from error
-                raise
-        if not queued:
-            raise self._unavailable("it came to the call too late")
+        keys = ["", *(message.key for message in messages)]
+        call = _call.get()
+        if call is None or not self.socket_timeout:
+            with self.conn_or_acquire() as client:
+                client.register_script(_PUBLISH)(keys=keys, args=args)
+            return
+        keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
+        while not self._accepted(call, keys, args):
+            time.sleep(_RETRY_S)
+
+    def _accepted(self, call: Call, keys: list[str], args: list[Any]) -> bool:
+        """One try; False when there is time for another."""
+        try:
+            with self.conn_or_acquire() as client:
+                if call.from_outside:
+                    self._refuse_when_full(client)
+                latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
+                args[0] = int(latest_s * 1000)
+                accepted = client.register_script(_PUBLISH)(keys=keys, args=args)
+        except redis.TimeoutError as error:
+            raise self._unavailable(error) from error
+        except redis.ConnectionError as error:
+            if time.monotonic() >= call.ends_at:
+                raise self._unavailable(error) from error
+            return False
+        if not accepted:
+            # It came too late by the server's clock; or that clock was set, or the machine slept, since we asked it.
+            self._clock_ahead_s = None
+            if time.monotonic() >= call.ends_at:
+                raise self._unavailable("it came to the call too late")
+            return False
+        return True
+
+    def _refuse_when_full(self, client: redis.Redis) -> None:
+        now = time.monotonic()
+        if now < self._memory_seen_at + _LOOK_AT_MEMORY_S:
+            return
+        info: dict[str, int] = client.info("memory")
+        if info["maxmemory"] and info["used_memory"] > _FULL_FRACTION * info["maxmemory"]:
+            raise self._unavailable(f"it is full: it uses {_FULL_FRACTION:.0%} of its maxmemory")
+        self._memory_seen_at = now
 
     def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,21 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
-    """An empty broker, and workers as the test starts them.
+    """An empty broker, and workers as the test starts them; see `running_system`."""
+    with running_system(tmp_path) as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def module_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One for all tests of a module."""
+    with running_system(tmp_path_factory.mktemp("system")) as system:
+        yield system
+
+
+@contextmanager
+def running_system(tmp_path: Path) -> Iterator[System]:
+    """The broker and what a test starts.
 
     Afterwards: all workers are stopped, no process is left behind, every key has a TTL or is a permanent one.
     """

@@ -72,6 +72,46 @@ def ignored(x: int) -> int:
     return x
 
 
+@task(ignore_result=True)
+def ignored_failure(message: str) -> None:
+    raise ValueError(message)
+
+
+@task(bind=True)
+def hand_over(self: Any, number: int) -> None:
+    """Have two other tasks do it: (number + 9) + 1."""
+    raise self.replace(chain(add.s(number, 9), add.s(1)))
+
+
+@task(bind=True, default_retry_delay=0)
+def flaky(self: Any, number: int) -> int:
+    """Works the second time."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0.1)
+    return number
+
+
+@workflow
+def double(number: int) -> Any:
+    """Twice twice the number."""
+    return chain(add.s(number, number), twice.s())
+
+
+@task
+def twice(number: int) -> int:
+    return 2 * number
+
+
+@workflow
+def shaped(shape: str) -> Any:
+    """A canvas of tests/integration/test_canvases.py, by its name."""
+    from tests.integration.test_canvases import CANVASES, FAILING
+
+    if shape == "empty chain":
+        return chain()
+    return CANVASES[shape][0]() if shape in CANVASES else FAILING[shape]()
+
+
 @workflow
 def sums(count: int) -> Any:
     """Add 1 to each number below `count` in parallel, sum up, add 1000."""

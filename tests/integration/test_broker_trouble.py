@@ -9,12 +9,14 @@ import time
 
 import psutil
 import pytest
+import redis
 
 from agentlink.broker import server
 from agentlink.broker.errors import BrokerUnavailable
 from tests.integration import sample
 from tests.integration.system import System
 from tests.waiting import wait_until
+from workflows import RunState
 
 PROMISED_S = 5.0
 
@@ -38,14 +40,65 @@ def test_a_dead_broker_refuses_a_call_within_five_seconds(system: System) -> Non
     assert _call(system.folder / "ledger") < PROMISED_S
 
 
-def test_a_broker_that_comes_back_in_time_takes_the_call(system: System) -> None:
+def test_a_broker_that_comes_back_in_time_takes_the_call_and_records_the_run(system: System) -> None:
     sample.add.delay(1, 1)
     _kill(system.broker_pid())
     restart = threading.Timer(0.5, server.ensure_running, [system.settings])
     restart.start()
-    sample.add.delay(1, 2)
+    run = sample.sums.delay(2)
     restart.join()
     assert system.client.llen("cpu") == 2
+    assert run.progress.state is RunState.QUEUED
+
+
+def test_a_call_whose_answer_is_lost_is_accepted_once(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker is killed between doing it and saying so: the caller asks again."""
+    answers = iter([redis.ConnectionError("Connection closed by server."), redis.ConnectionError("and again"), None])
+    stock = redis.Redis.evalsha
+
+    def evalsha(client: redis.Redis, *args: object) -> object:
+        answer = stock(client, *args)
+        if error := next(answers, None):
+            raise error
+        return answer
+
+    sample.add.delay(1, 1)
+    monkeypatch.setattr(redis.Redis, "evalsha", evalsha)
+    sample.sums.delay(2)
+    monkeypatch.undo()
+    assert system.client.llen("cpu") == 2
+    assert system.client.zcard("agentlink:runs") == 1
+
+
+def test_a_full_broker_loses_nothing_of_what_runs(system: System) -> None:
+    """Results and next steps wait until there is room again; only new calls are refused."""
+    system.start_worker()
+    go, started = system.folder / "go", system.folder / "started"
+    run = sample.waits.delay(str(go), str(started))
+    wait_until(started.exists, what="the step's start")
+    system.client.config_set("maxmemory", 1)
+    go.touch()
+    system.workers[0].wait_for_log("result not stored yet")
+    system.client.config_set("maxmemory", system.settings.broker_memory_bytes)
+    assert run.get(timeout=20) == 2
+
+
+def test_a_broker_nearly_full_refuses_calls_before_it_is(system: System) -> None:
+    sample.add.delay(1, 1)
+    used = system.client.info("memory")["used_memory"]
+    system.client.config_set("maxmemory", int(used / 0.97))
+    wait_until(lambda: _refusal() is not None, what="a refusal")
+    assert "it is full" in str(_refusal())
+    system.client.config_set("maxmemory", system.settings.broker_memory_bytes)
+    wait_until(lambda: _refusal() is None, what="a call that is taken")
+
+
+def _refusal() -> BrokerUnavailable | None:
+    try:
+        sample.add.delay(1, 1)
+    except BrokerUnavailable as error:
+        return error
+    return None
 
 
 def test_a_frozen_broker_refuses_a_call_and_runs_nothing_of_it_later(system: System) -> None:

@@ -27,8 +27,12 @@ def _do(client: fakeredis.FakeRedis, commands: Any) -> None:
         client.execute_command(*command)
 
 
-def _request(task: str = "tests.add", place: str | None = "0", root: str = RUN, retries: int = 0) -> Any:
-    return SimpleNamespace(task=task, root_id=root, retries=retries, hostname="w@h", agentlink_place=place)
+def _request(
+    task: str = "tests.add", place: str | None = "0", root: str = RUN, retries: int = 0, parent: str | None = None
+) -> Any:
+    return SimpleNamespace(
+        task=task, root_id=root, retries=retries, hostname="w@h", agentlink_place=place, parent_id=parent
+    )
 
 
 def _change(client: fakeredis.FakeRedis, task_id: str, state: str, result: Any = None, request: Any = None) -> None:
@@ -39,6 +43,7 @@ def _plan(client: fakeredis.FakeRedis, *step_ids: str) -> None:
     store.record_plan(
         client,
         RUN,
+        [],
         [StepRecord(id=i, name="tests.add", place=str(n), state=StepState.WAITING) for n, i in enumerate(step_ids)],
     )
 
@@ -73,6 +78,25 @@ def test_a_run_goes_from_queued_to_succeeded(client: fakeredis.FakeRedis) -> Non
     assert run.started_at is not None
     assert run.ended_at is not None
     assert run.called_at <= run.started_at <= run.ended_at
+
+
+def test_a_planned_step_that_starts_tells_that_the_one_before_has_succeeded(client: fakeredis.FakeRedis) -> None:
+    """Celery sends the next step its message before it stores the result: the run may end before that is done."""
+    _plan(client, "a", RUN)
+    _change(client, "a", "STARTED", request=_request(place="0"))
+    last = _request(place="1", parent="a")
+    _change(client, RUN, "STARTED", request=last)
+    _change(client, RUN, "SUCCESS", request=last)
+    assert [step.state for step in store.read_steps(client, RUN)] == [StepState.SUCCEEDED, StepState.SUCCEEDED]
+    _change(client, "a", "SUCCESS", request=_request(place="0"))
+    assert store.read_run(client, RUN).steps_done == 2
+
+
+def test_a_task_that_a_running_step_calls_tells_nothing_of_it(client: fakeredis.FakeRedis) -> None:
+    _plan(client, "a", RUN)
+    _change(client, "a", "STARTED", request=_request(place="0"))
+    _change(client, "called", "STARTED", request=_request(place=None, parent="a"))
+    assert store.read_steps(client, RUN)[0].state is StepState.RUNNING
 
 
 def test_a_step_counts_once_however_often_it_is_delivered(client: fakeredis.FakeRedis) -> None:

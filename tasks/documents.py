@@ -8,7 +8,6 @@ import logging
 import os
 import stat
 import warnings
-from html.parser import HTMLParser
 from typing import NamedTuple
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -21,11 +20,6 @@ _PROBE_BYTES = 8192
 _PDF_MARK = b"%PDF-"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-_HTML_UNSEEN = ("script", "style", "template")
-# Tags inside a word or a sentence; every other one ends the word before it.
-_HTML_INLINE = frozenset(
-    "a abbr b bdi bdo cite code dfn em font i kbd mark q s samp small span strong sub sup tt u var wbr".split()  # noqa: SIM905
-)
 
 
 class Page(NamedTuple):
@@ -104,46 +98,11 @@ def _decode(data: bytes) -> str:
 
 
 def _text_page(path: str, data: bytes) -> Page:
-    lines = _decode(data).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if lines[-1] == "":  # what follows the last line's end is not a line
-        lines.pop()
-    return Page(None, _without_tags(lines) if path.lower().endswith(_HTML_SUFFIXES) else lines)
-
-
-class _Text(HTMLParser):
-    """The text of HTML, line by line where it stands in the source."""
-
-    def __init__(self, line_count: int) -> None:
-        super().__init__(convert_charrefs=True)
-        self.lines: list[list[str]] = [[] for _ in range(line_count)]
-        self._unseen = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._unseen += tag in _HTML_UNSEEN
-        self._end_word(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._unseen = max(0, self._unseen - (tag in _HTML_UNSEEN))
-        self._end_word(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self._unseen:
-            return
-        start = self.getpos()[0] - 1
-        for offset, text in enumerate(data.split("\n")):
-            # A line end written as a reference (&#10;) adds lines that the source does not have.
-            self.lines[min(start + offset, len(self.lines) - 1)].append(text)
-
-    def _end_word(self, tag: str) -> None:
-        if tag not in _HTML_INLINE:
-            self.lines[min(self.getpos()[0], len(self.lines)) - 1].append(" ")
-
-
-def _without_tags(lines: list[str]) -> list[str]:
-    parser = _Text(len(lines))
-    parser.feed("\n".join(lines))
-    parser.close()
-    return [" ".join("".join(parts).split()) for parts in parser.lines]
+    # What follows the last line's end is not a line.
+    text = _decode(data).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    if not text:
+        return Page(None, [])
+    return Page(None, without_markup(text) if path.lower().endswith(_HTML_SUFFIXES) else text.split("\n"))
 
 
 def _pdf_pages(data: bytes, only: int | None = None) -> list[Page]:

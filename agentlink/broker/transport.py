@@ -64,6 +64,8 @@ _TOGETHER_MAX = 500
 # How long the server remembers that it has accepted a call, in case its answer got lost.
 _REMEMBER_S = 10.0
 _RETRY_S = 0.05
+_ROOM_RETRY_S = 1.0
+_NO_ROOM = (redis.OutOfMemoryError, redis.ReadOnlyError)
 # Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
 _FULL_FRACTION = 0.95
 _LOOK_AT_MEMORY_S = 0.5
@@ -270,7 +272,8 @@ class Channel(kombu_redis.Channel):
         except (redis.TimeoutError, redis.ConnectionError) as error:
             # kombu retries a connection for as long as its policy says; a caller with a deadline has had enough when
             # that is over, or when the server has taken its connection and does not answer.
-            if call is not None and (isinstance(error, redis.TimeoutError) or time.monotonic() >= call.ends_at):
+            hung = call is not None and call.from_outside and isinstance(error, redis.TimeoutError)
+            if call is not None and (hung or time.monotonic() >= call.ends_at):
                 raise self._unavailable(error) from error
             raise
         self._clock_ahead_s: float | None = None
@@ -442,11 +445,15 @@ class Channel(kombu_redis.Channel):
                 latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
                 args[0] = int(latest_s * 1000)
                 accepted = client.register_script(_PUBLISH)(keys=keys, args=args)
-        except redis.TimeoutError as error:
-            raise self._unavailable(error) from error
-        except redis.ConnectionError as error:
-            if time.monotonic() >= call.ends_at:
+        except (redis.TimeoutError, redis.ConnectionError) as error:
+            waited_enough = call.from_outside and isinstance(error, redis.TimeoutError)
+            if waited_enough or time.monotonic() >= call.ends_at:
                 raise self._unavailable(error) from error
+            return False
+        except _NO_ROOM:
+            if call.from_outside or time.monotonic() >= call.ends_at:
+                raise
+            self._wait_for_room()
             return False
         if not accepted:
             # It came too late by the server's clock; or that clock was set, or the machine slept, since we asked it.
@@ -455,6 +462,11 @@ class Channel(kombu_redis.Channel):
                 raise self._unavailable("it came to the call too late")
             return False
         return True
+
+    @staticmethod
+    def _wait_for_room() -> None:
+        logger.warning("the broker has not enough memory left; what comes next waits for some")
+        time.sleep(_ROOM_RETRY_S)
 
     def _refuse_when_full(self, client: redis.Redis) -> None:
         now = time.monotonic()
@@ -487,6 +499,17 @@ class Channel(kombu_redis.Channel):
         return BrokerUnavailable(self.connection.client.as_uri(), str(reason))
 
     # -- queues
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        call = _call.get()
+        while True:
+            try:
+                super()._queue_bind(*args, **kwargs)
+                return
+            except _NO_ROOM:
+                if call is None or call.from_outside or time.monotonic() >= call.ends_at:
+                    raise
+                self._wait_for_room()
 
     def _purge(self, queue: str) -> int:
         with self.conn_or_acquire() as client:

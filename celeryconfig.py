@@ -32,11 +32,7 @@ enable_utc = True
 
 # -- Nothing is lost: a message is acknowledged after its task has ended, so that another worker can take it over.
 task_acks_late = True
-# A child that was killed (by the kernel, say) does not take its task along: it is published again, at most
-# `max_retries` times, and fails then. (How soon is the base task's `default_retry_delay`.)
-task_retry_on_worker_lost = True
-# A second delivery of a task that has succeeded does not run it again.
-worker_deduplicate_successful_tasks = True
+# What becomes of a task whose process dies, and of one delivered twice, is in the base task and its request.
 # One message a process: what one worker hoards, another can't run, and a paused worker should hold nothing.
 worker_prefetch_multiplier = 1
 
@@ -47,7 +43,6 @@ task_time_limit = _settings.hard_time_limit_s
 # -- Results: kept for a while, with the facts that pages and handles show.
 result_expires = int(_settings.keep_results_s)
 result_extended = True
-task_track_started = True
 redis_socket_timeout = 30  # stock waits two minutes on a server that has stopped answering
 
 # -- Queues: `cpu` for work that needs a process of its own. Others are made as tasks name them.
@@ -59,6 +54,6 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_connection_timeout = _settings.publish_timeout_s / 2
 
-# -- Watching: Flower sees every task's events while it listens.
-worker_send_task_events = True
+# -- Watching: events cost a third of the throughput, so none are sent until somebody (Flower) asks for them.
+worker_send_task_events = False
 worker_concurrency = _settings.concurrency

@@ -2,57 +2,59 @@
 
 The environment wins over the file, the file over the defaults. The file is `agentlink.toml` in the current folder, or
 the one that `AGENTLINK_CONFIG` names. A value that can't be used stops the start with *every* problem in one message.
-Imports nothing of ours but errors and units.
+Imports nothing of ours but addresses, errors and units.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import quote, urlsplit
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import psutil
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agentlink.address import SOCKET_PATH_MAX_BYTES, checked_address, shown_address
 from agentlink.errors import SettingsError
-from agentlink.units import format_duration, format_size, parse_duration, parse_share, parse_size
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-Share = Annotated[float, BeforeValidator(parse_share)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+from agentlink.units import format_duration, format_size, parse_duration, parse_share, parse_size, shown
 
 ENV_PREFIX = "AGENTLINK_"
-BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
-
-# sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing zero.
-SOCKET_PATH_MAX_BYTES = 103
 DEFAULT_MEMORY_BYTES = 8_000_000_000
+
+
+def _size(least: str, most: str = "1000TB") -> BeforeValidator:
+    return BeforeValidator(partial(_between, parse_size, least, most))
+
+
+def _duration(least: str, most: str) -> BeforeValidator:
+    return BeforeValidator(partial(_between, parse_duration, least, most))
+
+
+def _between(parse: Callable[[object], float], least: str, most: str, value: object) -> float:
+    amount = parse(value)
+    if not parse(least) <= amount <= parse(most):
+        raise ValueError(f"want {least} to {most}, got {shown(value)}")
+    return amount
+
+
+Share = Annotated[float, BeforeValidator(parse_share)]
 
 
 def _default_home() -> Path:
     """The XDG state folder (https://specifications.freedesktop.org/basedir-spec): data that outlives a restart."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state") / "agentlink"
+    return (Path(state) if Path(state).is_absolute() else Path("~/.local/state")) / "agentlink"
 
 
 def _default_memory_bytes() -> int:
     return min(DEFAULT_MEMORY_BYTES, int(psutil.virtual_memory().total * 0.8))
-
-
-def _config_file() -> Path:
-    return Path(os.environ.get(ENV_PREFIX + "CONFIG") or "agentlink.toml")
 
 
 class Settings(BaseSettings):
@@ -63,43 +65,46 @@ class Settings(BaseSettings):
     )
 
     # Where everything is kept: the broker's data, the runs' folders, logs.
-    home: Path = Field(default_factory=_default_home)
+    home: Path = Field(default_factory=_default_home, validate_default=True)
     # Modules with your own tasks and workflows, imported by every worker.
     imports: Annotated[tuple[str, ...], NoDecode] = ()
 
     # A Redis or Valkey of your own; without it AgentLink starts an embedded one under `home`.
-    broker_url: str | None = None
+    broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
     # The most memory the embedded broker's data may take. Beyond it a call is refused; nothing stored is dropped.
-    broker_memory_bytes: Size = Field(default=1_000_000_000, alias="broker_memory")
+    # (An empty one takes a few megabytes.)
+    broker_memory_bytes: Annotated[int, _size("16MB")] = Field(default=1_000_000_000, alias="broker_memory")
     # How long a starting broker may take to answer; a large append-only file takes seconds to load.
-    broker_start_timeout_s: Duration = Field(default=30.0, alias="broker_start_timeout")
+    broker_start_timeout_s: Annotated[float, _duration("100ms", "1h")] = Field(
+        default=30.0, alias="broker_start_timeout"
+    )
     # How long a call may wait for the broker before it fails, start to end.
-    publish_timeout_s: Duration = Field(default=3.0, alias="publish_timeout")
+    publish_timeout_s: Annotated[float, _duration("500ms", "1m")] = Field(default=3.0, alias="publish_timeout")
     # A worker not heard of for this long is dead, and what it was running is queued again.
-    lease_s: Duration = Field(default=10.0, alias="lease")
+    lease_s: Annotated[float, _duration("1s", "1h")] = Field(default=10.0, alias="lease")
 
     # Processes that run tasks at the same time.
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # A task gets SoftTimeLimitExceeded at the first and is killed at the second.
-    soft_time_limit_s: Duration = Field(default=3600.0, alias="soft_time_limit")
-    hard_time_limit_s: Duration = Field(default=3660.0, alias="hard_time_limit")
+    soft_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3600.0, alias="soft_time_limit")
+    hard_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3660.0, alias="hard_time_limit")
     # After the first Ctrl-C, how long running tasks get before they are killed and go back to the queue.
-    stop_grace_s: Duration = Field(default=60.0, alias="stop_grace")
+    stop_grace_s: Annotated[float, _duration("0s", "1d")] = Field(default=60.0, alias="stop_grace")
     # How long results, and runs that have ended, are kept.
-    keep_results_s: Duration = Field(default=7 * 86400.0, alias="keep_results")
+    keep_results_s: Annotated[float, _duration("1s", "3650d")] = Field(default=7 * 86400.0, alias="keep_results")
     # The most runs listed; older ones are forgotten first.
-    keep_runs: int = Field(default=10_000, ge=1)
+    keep_runs: int = Field(default=10_000, ge=1, le=10_000_000)
 
-    # The guard: on or off, the limit for everything a worker runs, and the shares of it that matter.
+    # The guard: on or off, the limit for everything a worker runs (one alone takes 100 MB), the shares of it that matter.
     guard: bool = True
-    memory_bytes: Size = Field(default_factory=_default_memory_bytes, alias="memory")
+    memory_bytes: Annotated[int, _size("100MB")] = Field(default_factory=_default_memory_bytes, alias="memory")
     memory_soft_fraction: Share = Field(default=0.85, alias="memory_soft")
     memory_resume_fraction: Share = Field(default=0.75, alias="memory_resume")
     # Memory the machine must have left, whoever uses it.
-    memory_free_bytes: Size = Field(default=500_000_000, alias="memory_free")
+    memory_free_bytes: Annotated[int, _size("0MB")] = Field(default=500_000_000, alias="memory_free")
     # Least time paused: with the gap between soft and resume it keeps the guard from flapping.
-    guard_rest_s: Duration = Field(default=1.0, alias="guard_rest")
-    guard_interval_s: Duration = Field(default=0.1, alias="guard_interval")
+    guard_rest_s: Annotated[float, _duration("0s", "1h")] = Field(default=1.0, alias="guard_rest")
+    guard_interval_s: Annotated[float, _duration("10ms", "1s")] = Field(default=0.1, alias="guard_interval")
 
     # Flower: on or off, and its port on 127.0.0.1 (0: any free one).
     flower: bool = True
@@ -115,26 +120,38 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _file_values(_config_file()))
 
     @field_validator("home", mode="after")
     @classmethod
-    def _home_is_absolute(cls, home: Path) -> Path:
-        return Path(os.path.abspath(home.expanduser()))  # noqa: PTH100 - resolve() would follow a user's symlink
+    def _home_is_a_folder_of_ours(cls, home: Path) -> Path:
+        # resolve() would follow a user's symlink
+        home = Path(os.path.abspath(_without_tilde(home)))  # noqa: PTH100
+        mode = home.stat().st_mode if home.exists() else stat.S_IFDIR
+        # It is closed to everybody else, and "/" and "/tmp" must not be.
+        if not stat.S_ISDIR(mode) or mode & stat.S_ISVTX or home == home.parent:
+            raise ValueError(f"want a folder of its own, got {shown(str(home))}")
+        return home
 
     @field_validator("imports", mode="before")
     @classmethod
     def _imports_from_text(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("broker_url", mode="after")
+    @field_validator("imports", mode="after")
     @classmethod
-    def _broker_url_is_redis(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        if urlsplit(url).scheme not in BROKER_SCHEMES:
-            raise ValueError(f"want a URL that starts with {', '.join(s + '://' for s in BROKER_SCHEMES)}, got {url!r}")
-        return url
+    def _imports_are_modules(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"want modules as Python imports them, like mywork or mywork.tasks, got {shown(name)}")
+        return names
+
+    @field_validator("broker_url", mode="before")
+    @classmethod
+    def _broker_url_is_an_address(cls, url: object) -> str | None:
+        if url is not None and not isinstance(url, str):
+            raise ValueError("want a text")  # and don't show what was given, it may hold a password
+        return None if url is None else checked_address(url)
 
     @field_validator("log_level", mode="after")
     @classmethod
@@ -152,14 +169,14 @@ class Settings(BaseSettings):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        if not self.memory_resume_fraction < self.memory_soft_fraction:
+        if not 0 < self.memory_resume_fraction < self.memory_soft_fraction:
             yield (
-                f"memory_resume ({self.memory_resume_fraction:.0%}) must be below "
+                f"memory_resume ({self.memory_resume_fraction:.0%}) must be above 0 and below "
                 f"memory_soft ({self.memory_soft_fraction:.0%})"
             )
-        if not 0 < self.soft_time_limit_s < self.hard_time_limit_s:
+        if not self.soft_time_limit_s < self.hard_time_limit_s:
             yield (
-                f"soft_time_limit ({format_duration(self.soft_time_limit_s)}) must be above 0 and below "
+                f"soft_time_limit ({format_duration(self.soft_time_limit_s)}) must be below "
                 f"hard_time_limit ({format_duration(self.hard_time_limit_s)})"
             )
         if self.keep_results_s < self.hard_time_limit_s:
@@ -167,14 +184,6 @@ class Settings(BaseSettings):
                 f"keep_results ({format_duration(self.keep_results_s)}) must be at least hard_time_limit "
                 f"({format_duration(self.hard_time_limit_s)}), or results vanish while their run goes on"
             )
-        if self.memory_bytes < 100_000_000:
-            yield f"memory ({format_size(self.memory_bytes)}) must be at least 100 MB: a worker alone needs that"
-        if not 1 <= self.lease_s <= 3600:
-            yield f"lease ({format_duration(self.lease_s)}) must be between 1 s and 1 h"
-        if not 0.5 <= self.publish_timeout_s <= 60:
-            yield f"publish_timeout ({format_duration(self.publish_timeout_s)}) must be between 500 ms and 1 m"
-        if not 0.01 <= self.guard_interval_s <= 1:
-            yield f"guard_interval ({format_duration(self.guard_interval_s)}) must be between 10 ms and 1 s"
         if self.broker_url is None and len(os.fsencode(self.socket_path)) > SOCKET_PATH_MAX_BYTES:
             yield (
                 f"home is too long: the broker's socket {self.socket_path} takes {len(os.fsencode(self.socket_path))} "
@@ -207,6 +216,11 @@ class Settings(BaseSettings):
         return self.broker_url or f"redis+socket://{quote(str(self.socket_path))}?virtual_host=0"
 
     @property
+    def shown_url(self) -> str:
+        """The broker's address without a password, for people."""
+        return shown_address(self.url)
+
+    @property
     def result_url(self) -> str:
         """The result store's address: the same server, written as Celery's Redis backend wants it."""
         return self.url.removeprefix("redis+") if self.url.startswith("redis+socket") else self.url
@@ -222,15 +236,49 @@ def load() -> Settings:
     unknown = _unknown_variables()
     try:
         settings = Settings()
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError([f"{_config_file()}: not valid TOML: {error}"]) from None
-    except OSError as error:
-        raise SettingsError([f"{_config_file()}: can't be read: {error.strerror}"]) from None
+    except SettingsError as error:
+        raise SettingsError(unknown + error.problems) from None
     except ValidationError as error:
         raise SettingsError(unknown + _describe(error)) from None
     if unknown:
         raise SettingsError(unknown)
     return settings
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get(ENV_PREFIX + "CONFIG") or "agentlink.toml")
+
+
+def _file_values(file: Path) -> dict[str, Any]:
+    """What the file sets. Only one that nobody named may be missing."""
+    try:
+        if not file.exists() and not os.environ.get(ENV_PREFIX + "CONFIG"):
+            return {}
+        if not stat.S_ISREG(file.stat().st_mode) and file != Path(os.devnull):
+            raise SettingsError([f"{file}: is not a file"])
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError([f"{file}: can't be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise SettingsError([f"{file}: not valid TOML: want its text in UTF-8"]) from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError([f"{file}: not valid TOML: {error}"]) from None
+
+
+def _without_tilde(home: Path) -> Path:
+    # Python takes whatever HOME says.
+    if home.parts[:1] == ("~",) and not Path(os.environ.get("HOME", "/")).is_absolute():
+        raise ValueError(f"want HOME to be an absolute path, or AGENTLINK_HOME, got {shown(os.environ['HOME'])}")
+    try:
+        text = str(home.expanduser())
+        text.encode()
+    except RuntimeError:
+        raise ValueError(f"want a folder, and there is no user {home.parts[0]}, got {shown(str(home))}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"want a folder whose name is UTF-8, got {shown(text)}") from None
+    if "\0" in text:
+        raise ValueError(f"want a folder, got {shown(text)}")
+    return Path(text)
 
 
 def _unknown_variables() -> list[str]:

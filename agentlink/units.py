@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SIZE_FACTORS = {"": 1, "B": 1} | {
@@ -9,13 +10,12 @@ _SIZE_FACTORS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for name, base in ((letter, 1000), (letter + "B", 1000), (letter + "IB", 1024))
 }
-_DURATION_FACTORS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z%]*)\s*")
+_DURATION_FACTORS_S = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
 
-
-def _split(text: str) -> tuple[float, str] | None:
-    match = _NUMBER_AND_UNIT.fullmatch(text)
-    return (float(match[1]), match[2]) if match else None
+# The most that programs in C, the broker among them, can count; and a thousand years.
+_SIZE_MAX_BYTES = 2**63 - 1
+_DURATION_MAX_S = 1000 * 366 * 86400
 
 
 def parse_size(value: object) -> int:
@@ -24,12 +24,11 @@ def parse_size(value: object) -> int:
     Raises:
         ValueError: what was given and what would be right.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    parts = _split(value) if isinstance(value, str) else None
-    if parts is None or parts[1].upper() not in _SIZE_FACTORS:
-        raise ValueError(f"want a size like 8GB or 512MiB, got {value!r}")
-    return int(parts[0] * _SIZE_FACTORS[parts[1].upper()])
+    number, unit = _split(value)
+    size_bytes = number * _SIZE_FACTORS.get(unit.upper(), math.nan)
+    if isinstance(value, float) or not 0 <= size_bytes <= _SIZE_MAX_BYTES:
+        raise ValueError(f"want a size like 8GB or 512MiB, got {shown(value)}")
+    return int(size_bytes)
 
 
 def parse_share(value: object) -> float:
@@ -38,14 +37,11 @@ def parse_share(value: object) -> float:
     Raises:
         ValueError: what was given and what would be right.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number, unit = float(value), ""
-    else:
-        number, unit = (_split(value) if isinstance(value, str) else None) or (-1.0, "")
+    number, unit = _split(value)
     fraction = number / 100 if unit == "%" else number
     if unit not in ("", "%") or not 0 <= fraction <= 1:
-        raise ValueError(f"want a share like 60% or 0.6, got {value!r}")
-    return fraction
+        raise ValueError(f"want a share like 60% or 0.6, got {shown(value)}")
+    return float(fraction)
 
 
 def parse_duration(value: object) -> float:
@@ -54,12 +50,25 @@ def parse_duration(value: object) -> float:
     Raises:
         ValueError: what was given and what would be right.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    parts = _split(value) if isinstance(value, str) else None
-    if parts is None or (parts[1] or "s") not in _DURATION_FACTORS_S:
-        raise ValueError(f"want a duration like 30s, 250ms, 5m, 2h or 7d, got {value!r}")
-    return parts[0] * _DURATION_FACTORS_S[parts[1] or "s"]
+    number, unit = _split(value)
+    duration_s = number * _DURATION_FACTORS_S.get(unit, math.nan)
+    if not 0 <= duration_s <= _DURATION_MAX_S:
+        raise ValueError(f"want a duration like 30s, 250ms, 5m, 2h or 7d, got {shown(value)}")
+    return float(duration_s)
+
+
+def _split(value: object) -> tuple[int | float, str]:
+    """The number and the unit; not a number for what is neither a text of both nor a number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value, ""
+    match = _NUMBER_AND_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return (float(match[1]), match[2]) if match else (math.nan, "")
+
+
+def shown(value: object, most_characters: int = 100) -> str:
+    """What was given, for a message: as Python writes it, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most_characters else f"{text[: most_characters - 1]}…"
 
 
 def format_size(size_bytes: float) -> str:

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every measurement there")
     json_path: Path | None = parser.parse_args().json
     with tempfile.TemporaryDirectory(prefix="agentlink-") as name:
+        Path(name, "none.toml").touch()
         os.environ |= {
             "AGENTLINK_HOME": name,
             "AGENTLINK_CONFIG": f"{name}/none.toml",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
-from agentlink.broker.transport import deadline, register, together
+from agentlink.broker.transport import DELIVERIES_HEADER, deadline, register, together
 from agentlink.settings import load
 from agentlink.units import format_size, parse_size
 
@@ -36,6 +37,8 @@ class BaseTask(Task):
     """A task that may declare what it needs: the guard plans with it."""
 
     abstract = True
+    #: Whether the task builds the canvas of a run, and so is no step of it.
+    builds_canvas = False
 
     #: Memory one call takes at most, in bytes; None: not known.
     memory_bytes: int | None = None
@@ -45,16 +48,33 @@ class BaseTask(Task):
     #: Also how soon a task is sent again after its process was killed; Celery's default is three minutes.
     default_retry_delay = 3
 
+    #: How many times a call may begin whose process dies of it; then it is a dead letter.
+    max_attempts = 3
+
+    Request = "tasks.request:Request"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body, unless the message came twice: then its first result stands, and is passed on but once."""
         request = self.request
-        outcome = None if request.called_directly else getattr(request, "agentlink_outcome", None)
+        if request.called_directly or request.is_eager:
+            return super().__call__(*args, **kwargs)
+        outcome = self._begin(request)
         if outcome in ("claimed", "superseded"):
             logger.info("task %s is not run here: another worker has it", request.id)
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
-        return super().__call__(*args, **kwargs) if request.called_directly else self.run(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    def _begin(self, request: Any) -> str:
+        """Record that a step begins, and claim it. A task outside any run does neither, unless it came again."""
+        step = self.builds_canvas or getattr(request, "agentlink_run", None) or request.root_id != request.id
+        if not step and not getattr(request, DELIVERIES_HEADER, 0) and not self.track_started:
+            return "stored"
+        started = {"pid": os.getpid(), "hostname": request.hostname}
+        self.backend.store_result(request.id, started, "STARTED", request=request)
+        outcome: str = getattr(request, "agentlink_outcome", "stored")
+        return outcome
 
     def _result_again(self, request: Any) -> Any:
         """The stored result, for those that come after it if they have not been told."""

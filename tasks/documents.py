@@ -7,13 +7,21 @@ import io
 import logging
 import os
 import stat
+import time
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from agentlink.units import format_size
+from agentlink.units import format_duration, format_size
 from tasks.files import MAX_PDF_BYTES, MAX_TEXT_BYTES, reason_of
+from tasks.html_text import without_markup
+
+# Far more than the largest manuals have and take.
+MAX_PDF_CHARACTERS = 20_000_000
+MAX_PDF_TIME_S = 300.0
 
 # Binary files show a NUL byte this early; tools like grep and git look as far.
 _PROBE_BYTES = 8192
@@ -59,13 +67,22 @@ def read_page(path: str, index: int) -> Page:
 def _load(path: str) -> bytes:
     try:
         with open(path, "rb", opener=_open_regular) as file:
-            start = file.read(_PROBE_BYTES)
-            limit_bytes = _check(start, os.fstat(file.fileno()).st_size)
-            return start + (file.read(limit_bytes) or b"")  # None: a device that has nothing to give now
+            # None: one of the kernel's own files, that has nothing to give now.
+            start = file.read(_PROBE_BYTES) or b""
+            limit_bytes = _limit_bytes(start)
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > limit_bytes:
+                size, limit = format_size(size_bytes), format_size(limit_bytes)
+                raise Unreadable(f"too large: {size}, at most {limit} are read")
+            # Whatever the size said: a log may grow, and files under /proc have no size and may never end.
+            data = start + (file.read(limit_bytes + 1 - len(start)) or b"")
     except FileNotFoundError:
         raise Unreadable("vanished while being searched") from None
     except OSError as error:
         raise Unreadable(reason_of(error)) from None
+    if len(data) > limit_bytes:
+        raise Unreadable(f"too large: more than {format_size(limit_bytes)}, and growing")
+    return data
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -77,15 +94,11 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _check(start: bytes, size_bytes: int) -> int:
-    """How much of a file to read at most, whatever its size says: files under /proc may never end."""
+def _limit_bytes(start: bytes) -> int:
     is_pdf = start.startswith(_PDF_MARK)
     if not is_pdf and b"\0" in start and not start.startswith(_UTF16_MARKS):
         raise Unreadable("binary")
-    limit_bytes = MAX_PDF_BYTES if is_pdf else MAX_TEXT_BYTES
-    if size_bytes > limit_bytes:
-        raise Unreadable(f"too large: {format_size(size_bytes)}, at most {format_size(limit_bytes)} are read")
-    return limit_bytes
+    return MAX_PDF_BYTES if is_pdf else MAX_TEXT_BYTES
 
 
 def _decode(data: bytes) -> str:
@@ -98,17 +111,18 @@ def _decode(data: bytes) -> str:
 
 
 def _text_page(path: str, data: bytes) -> Page:
-    # What follows the last line's end is not a line.
-    text = _decode(data).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
-    if not text:
-        return Page(None, [])
-    return Page(None, without_markup(text) if path.lower().endswith(_HTML_SUFFIXES) else text.split("\n"))
+    text = _decode(data).replace("\r\n", "\n").replace("\r", "\n")
+    lines = without_markup(text) if path.lower().endswith(_HTML_SUFFIXES) else text.split("\n")
+    if not text or text.endswith("\n"):  # what follows the last line's end is not a line
+        lines.pop()
+    return Page(None, lines)
 
 
 def _pdf_pages(data: bytes, only: int | None = None) -> list[Page]:
     import pypdf  # takes a tenth of a second, and most searches meet no PDF
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it reports every oddity of a file it then reads well
+    budget = _PdfBudget()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,8 +130,8 @@ def _pdf_pages(data: bytes, only: int | None = None) -> list[Page]:
             # Many files are encrypted with an empty password, only to forbid printing.
             locked = reader.is_encrypted and not reader.decrypt("")
             numbers = [] if locked else [n for n in range(len(reader.pages)) if only in (None, n)]
-            texts = {number: reader.pages[number].extract_text() for number in numbers}
-    except (SoftTimeLimitExceeded, MemoryError):
+            texts = {number: budget.text_of(reader.pages[number]) for number in numbers}
+    except (SoftTimeLimitExceeded, MemoryError, Unreadable):
         raise
     except Exception as error:  # noqa: BLE001 - pypdf raises whatever a broken file makes it stumble over
         raise Unreadable(f"PDF can't be read: {type(error).__name__}: {str(error)[:200]}") from None
@@ -127,3 +141,49 @@ def _pdf_pages(data: bytes, only: int | None = None) -> list[Page]:
         raise Unreadable("PDF without text; scanned pages are not recognised")
     # Fonts with broken tables yield lone surrogates, which no file or message could hold.
     return [Page(number + 1, text.encode("utf-8", "replace").decode().split("\n")) for number, text in texts.items()]
+
+
+class _PdfBudget:
+    """What one PDF may take: a few kilobytes can ask for years of work and terabytes of text.
+
+    pypdf bounds what one stream of drawing commands costs, to seconds. But all pages may share a stream, and a page may
+    draw the same form, a stream of its own, thousands of times.
+    """
+
+    def __init__(self) -> None:
+        self._started_at = time.thread_time()  # of this thread alone: a busy machine makes no file too complex
+        self._characters = 0
+        self._stopped_by: SoftTimeLimitExceeded | Unreadable | None = None
+
+    def text_of(self, page: Any) -> str:
+        """The text of a page.
+
+        Raises:
+            Unreadable: the budget is spent.
+        """
+        characters_before = self._characters
+        page.extract_xform_text = partial(self._draw, page.extract_xform_text)
+        text: str = page.extract_text()
+        if self._stopped_by is not None:  # pypdf goes on without a form, whatever it fails for
+            raise self._stopped_by
+        self._characters = characters_before + len(text)
+        self._check()
+        return text
+
+    def _draw(self, draw_form: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+        try:
+            self._check()
+            text = draw_form(*args, **kwargs)
+        except (SoftTimeLimitExceeded, Unreadable) as error:
+            self._stopped_by = error
+            raise
+        self._characters += len(text)
+        return text
+
+    def _check(self) -> None:
+        if self._stopped_by is not None:
+            raise self._stopped_by
+        if self._characters > MAX_PDF_CHARACTERS:
+            raise Unreadable(f"PDF too large: more than {MAX_PDF_CHARACTERS:,} characters of text")
+        if time.thread_time() - self._started_at > MAX_PDF_TIME_S:
+            raise Unreadable(f"PDF too complex: not read within {format_duration(MAX_PDF_TIME_S)}")

@@ -21,6 +21,9 @@ MAX_PDF_BYTES = 50_000_000
 # How much longer a byte of a PDF takes to read than a byte of text, roughly.
 _PDF_WEIGHT = 20
 
+# ValueError: a name that no file can have, with a NUL in it, say.
+_NOTHING_THERE = (FileNotFoundError, NotADirectoryError, ValueError)
+
 # Folders that hold copies, products or installed code: never what a question is about, often most of the files.
 _FOLDERS_LEFT_OUT = {
     ".git": "version control",
@@ -93,7 +96,7 @@ def check_exists(path: str) -> None:
     """
     try:
         os.stat(path)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
+    except _NOTHING_THERE:
         raise PathMissing(path) from None
     except OSError:
         return
@@ -137,7 +140,7 @@ class _Walk:
         """Add a path that was asked for: a folder with all below it, or a file, through a link too."""
         try:
             status = os.stat(path)  # noqa: PTH116 - strings all the way: a Path object for each file costs time
-        except (FileNotFoundError, NotADirectoryError):
+        except _NOTHING_THERE:
             raise PathMissing(path) from None
         except OSError as error:
             self._skip(path, reason_of(error))

@@ -106,11 +106,17 @@ def _passages(lines: Sequence[str], first: int, end: int) -> Iterator[Passage]:
     text = "\n".join(lines[first:end])
     if len(text) > 2 * MAX_CHARACTERS:  # blank lines, which do not count, may be long too
         text = "\n".join(line.rstrip() for line in lines[first:end])
-    while end - first == 1 and len(text) > MAX_CHARACTERS:
-        cut = max(text.rfind(" ", MAX_CHARACTERS // 2, MAX_CHARACTERS), 0) or MAX_CHARACTERS
-        yield Passage(first + 1, end, text[:cut])
-        text = text[cut:]
-    yield Passage(first + 1, end, text)
+    if end - first > 1:
+        yield Passage(first + 1, end, text)
+        return
+    start = 0
+    while len(text) - start > MAX_CHARACTERS:
+        # At a space in the second half, or in the midst of a word.
+        cut = text.rfind(" ", start + MAX_CHARACTERS // 2, start + MAX_CHARACTERS)
+        cut = start + MAX_CHARACTERS if cut < 0 else cut
+        yield Passage(first + 1, end, text[start:cut])
+        start = cut
+    yield Passage(first + 1, end, text[start:])
 
 
 class _Places(dict[str, int]):

@@ -13,11 +13,12 @@ import pytest
 # Short, because the broker's socket lives in it and a Unix socket's path is limited.
 HOME = Path(tempfile.mkdtemp(prefix="agentlink-"))
 
+(HOME / "none.toml").touch()  # not the one in the folder the tests are started from
 for name in [name for name in os.environ if name.startswith("AGENTLINK_")]:
     del os.environ[name]
 os.environ |= {
     "AGENTLINK_HOME": str(HOME),
-    "AGENTLINK_CONFIG": str(HOME / "no-such-file.toml"),
+    "AGENTLINK_CONFIG": str(HOME / "none.toml"),
     "AGENTLINK_IMPORTS": "tests.integration.sample",
     "AGENTLINK_FLOWER_PORT": "0",
 }

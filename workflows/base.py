@@ -11,6 +11,7 @@ from typing import Any, overload
 from celery.canvas import Signature
 from kombu.utils.uuid import uuid
 
+from agentlink.broker import dead_letters
 from agentlink.broker.results import ResultBackend
 from agentlink.broker.transport import ALSO
 from tasks.app import app
@@ -31,7 +32,6 @@ class WorkflowTask(BaseTask):
     """The task behind a workflow: calling it records a run and queues its start, all or nothing."""
 
     abstract = True
-    #: Tells the run store that this task is no step: it builds the run's canvas.
     builds_canvas = True
     #: Checks and completes a call's arguments where the call is made.
     prepare: Prepare | None = None
@@ -168,3 +168,4 @@ def _readable(value: Any) -> str:
 
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)
+    dead_letters.reopeners.append(store.reopen_commands)

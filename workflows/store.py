@@ -17,7 +17,8 @@ from typing import Any
 
 import redis
 
-from agentlink.broker.transport import Command
+from agentlink.broker.dead_letters import DeadLetter
+from agentlink.broker.transport import DELIVERIES_HEADER, Command
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import RunUnknown
@@ -40,6 +41,7 @@ PLACE_HEADER = "agentlink_place"
 RUN_HEADER = "agentlink_run"
 
 _TRANSITION = resources.files(__package__).joinpath("transition.lua").read_text()
+_REOPEN = resources.files(__package__).joinpath("reopen.lua").read_text()
 _ARGUMENTS_MAX_CHARS = 2_000
 _ERROR_MAX_CHARS = 20_000
 
@@ -179,6 +181,13 @@ def transition_commands(
     ]
 
 
+def reopen_commands(letter: DeadLetter) -> Iterator[Command]:
+    """What a dead letter that is sent again means to its run: the step waits, and the run goes on."""
+    run_id, results = letter.run_id or letter.id, app.backend.task_keyprefix.decode()
+    keys = [run_key(run_id), steps_key(run_id), results + letter.id, results + run_id]
+    yield ["EVAL", _REOPEN, len(keys), *keys, letter.id, int(2 * load().keep_results_s)]
+
+
 def read_run(client: redis.Redis, run_id: str) -> RunRecord:
     """One run.
 
@@ -218,7 +227,7 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         name=getattr(request, "task", None) or getattr(request, "name", None) or "",
         place=getattr(request, PLACE_HEADER, None) or "",
         state=state,
-        attempt=(getattr(request, "retries", 0) or 0) + 1,
+        attempt=1 + (getattr(request, "retries", 0) or 0) + (getattr(request, DELIVERIES_HEADER, 0) or 0),
         worker=getattr(request, "hostname", None),
         started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,

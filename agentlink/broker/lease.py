@@ -14,10 +14,11 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 
 import redis
+from redis.commands.core import Script
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,43 @@ class Taken:
     message: bytes
 
 
+@dataclass
+class Waiting:
+    """Numbers of messages of which the broker is yet to be told."""
+
+    acknowledged: list[int] = field(default_factory=list)
+    returned: list[int] = field(default_factory=list)
+    died: list[int] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.acknowledged) + len(self.returned) + len(self.died) + len(self.started)
+
+    @property
+    def settled(self) -> set[int]:
+        """Those that are in hand no longer."""
+        return {*self.acknowledged, *self.returned, *self.died}
+
+    def without_the_settled(self) -> Waiting:
+        """The same; that a message was started need not be told any more once it is settled."""
+        settled = self.settled
+        return replace(self, started=[number for number in self.started if number not in settled])
+
+    def arguments(self) -> list[int]:
+        """As the exchange script takes them."""
+        lists = [self.acknowledged, sorted(self.returned, reverse=True), self.died, self.started]
+        return [*map(len, lists), *(number for numbers in lists for number in numbers)]
+
+    def and_then(self, later: Waiting) -> Waiting:
+        """What was here, and what came later."""
+        return Waiting(
+            self.acknowledged + later.acknowledged,
+            self.returned + later.returned,
+            self.died + later.died,
+            self.started + later.started,
+        )
+
+
 class Lease:
     """What this process has taken from one broker and not yet acknowledged.
 
@@ -64,8 +102,8 @@ class Lease:
         self._pid = os.getpid()
         self._number = 0
         self._in_hand: set[int] = set()
-        self._acknowledged: list[int] = []
-        self._returned: list[int] = []
+        self._waiting = Waiting()
+        self._scripts: tuple[Script, Script] | None = None
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -76,8 +114,8 @@ class Lease:
 
     @property
     def waiting(self) -> int:
-        """How many acknowledgements and returns have not been sent yet."""
-        return len(self._acknowledged) + len(self._returned)
+        """How much there is that has not been sent yet."""
+        return len(self._waiting)
 
     def begin(self) -> None:
         """Claim a lease and keep renewing it; does nothing while one is held."""
@@ -96,7 +134,7 @@ class Lease:
                 return
             self._ending.set()
             client = self._make_client()
-            self._returned += sorted(self._in_hand)
+            self._waiting.returned += sorted(self._in_hand)
             self.exchange(client, (), (), 0)
             client.zrem(LEASES_KEY, self.worker)
             client.delete(IN_FLIGHT_PREFIX + self.worker, STARTED_PREFIX + self.worker)
@@ -106,13 +144,20 @@ class Lease:
         """What names a message in flight everywhere: its delivery tag."""
         return f"{self.worker}/{taken.number}"
 
+    def started(self, tag: str) -> None:
+        """The message's task has begun: should this worker die now, that counts as one delivery of it."""
+        number = self._number_of(tag)
+        with self._lock:
+            if number in self._in_hand:
+                self._waiting.started.append(number)
+
     def acknowledge(self, tag: str) -> None:
         """The message is done with; the broker is told with the next exchange."""
-        self._settle(tag, self._acknowledged, "acknowledged")
+        self._settle(tag, self._waiting.acknowledged, "acknowledged")
 
-    def give_back(self, tag: str) -> None:
-        """The message goes to the head of its queue with the next exchange."""
-        self._settle(tag, self._returned, "given back")
+    def give_back(self, tag: str, *, counted: bool = False) -> None:
+        """The message goes to the head of its queue with the next exchange; `counted` if its task began and died."""
+        self._settle(tag, self._waiting.died if counted else self._waiting.returned, "given back")
 
     def exchange(
         self, client: redis.Redis, queue_keys: Sequence[str], delayed_keys: Sequence[str], wanted: int
@@ -123,25 +168,18 @@ class Lease:
         is logged and begun anew; nothing is taken then.
         """
         with self._lock:
-            acknowledged, returned = self._acknowledged, sorted(self._returned, reverse=True)
-            self._acknowledged, self._returned = [], []
-            keys = [
-                LEASES_KEY,
-                IN_FLIGHT_PREFIX + self.worker,
-                STARTED_PREFIX + self.worker,
-                *delayed_keys,
-                *queue_keys,
-            ]
+            sent, self._waiting = self._waiting.without_the_settled(), Waiting()
+            keys = [LEASES_KEY, IN_FLIGHT_PREFIX + self.worker, STARTED_PREFIX + self.worker]
             first = self._number + 1
             try:
-                reply = client.register_script(EXCHANGE)(
-                    keys=keys,
-                    args=[self.worker, len(delayed_keys), wanted, first, len(acknowledged), *acknowledged, *returned],
+                reply = self._script(client, 0)(
+                    keys=[*keys, *delayed_keys, *queue_keys],
+                    args=[self.worker, len(delayed_keys), wanted, first, *sent.arguments()],
+                    client=client,
                 )
             except redis.RedisError:
-                # Both may be sent twice. What the server may have handed out meanwhile is looked for by `reconcile`.
-                self._acknowledged = acknowledged + self._acknowledged
-                self._returned = returned + self._returned
+                # All of it may be sent twice. What the server may have handed out is looked for by `reconcile`.
+                self._waiting = sent.and_then(self._waiting)
                 raise
             if reply[0] == 0:
                 self._lost(client)
@@ -161,24 +199,33 @@ class Lease:
             in_flight = {int(number) for number in client.hkeys(IN_FLIGHT_PREFIX + self.worker)}
             if not in_flight:
                 return
-            strays = in_flight - self._in_hand - set(self._acknowledged) - set(self._returned)
-            self._returned += strays
+            strays = in_flight - self._in_hand - self._waiting.settled
+            self._waiting.returned += strays
             self._number = max(self._number, *in_flight)
             if strays:
                 logger.warning("%d messages had been handed out on a connection that broke; given back", len(strays))
 
-    def _settle(self, tag: str, where: list[int], what: str) -> None:
+    def _number_of(self, tag: str) -> int:
+        """A message's number; 0, which none has, when it is another lease's."""
         worker, _, number = tag.rpartition("/")
+        return int(number) if worker == self.worker else 0
+
+    def _settle(self, tag: str, where: list[int], what: str) -> None:
         with self._lock:
-            if worker != self.worker:
+            if number := self._number_of(tag):
+                where.append(number)
+                self._in_hand.discard(number)
+            else:
                 logger.warning("message %s is not %s: another worker has it by now", tag, what)
-                return
-            where.append(int(number))
-            self._in_hand.discard(int(number))
+
+    def _script(self, client: redis.Redis, which: int) -> Script:
+        if self._scripts is None:
+            self._scripts = client.register_script(EXCHANGE), client.register_script(BEAT)
+        return self._scripts[which]
 
     def _claim(self, client: redis.Redis) -> None:
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._number, self._in_hand, self._acknowledged, self._returned = 0, set(), [], []
+        self._number, self._in_hand, self._waiting = 0, set(), Waiting()
         self._beat(client, begin=True)
 
     def _lost(self, client: redis.Redis) -> None:
@@ -205,9 +252,10 @@ class Lease:
 
     def _beat(self, client: redis.Redis, *, begin: bool) -> None:
         prefixes = [IN_FLIGHT_PREFIX, STARTED_PREFIX, WAKE_PREFIX, self._separator]
-        reply: Sequence[bytes] = client.register_script(BEAT)(
+        reply: Sequence[bytes] = self._script(client, 1)(
             keys=[LEASES_KEY, LAST_BEAT_KEY],
             args=[self.worker, int(self.length_s * 1000), "1" if begin else "", *prefixes],
+            client=client,
         )
         for worker, count in _pairs(reply[1:]):
             if count:

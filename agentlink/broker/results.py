@@ -20,8 +20,9 @@ from weakref import WeakValueDictionary
 import redis
 from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, ResultSet
+from redis.commands.core import Script
 
-from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX, STARTED_PREFIX
+from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
 from agentlink.broker.transport import Command
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,6 @@ class ResultBackend(RedisBackend):
         keys = [
             self.get_key_for_task(task_id),
             IN_FLIGHT_PREFIX + worker,
-            STARTED_PREFIX + worker,
             f"{CLAIM_PREFIX}{task_id}:{turn}",
         ]
         args = [self.encode(meta), int(expires_s or 0), number, worker, int(started), IN_FLIGHT_PREFIX]
@@ -152,7 +152,7 @@ def in_flight(request: Any) -> tuple[str, str]:
     return (worker, number) if worker else ("", "")
 
 
-def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Any, list[list[Any]]]:
+def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Script, list[list[Any]]]:
     """The script that stores a result and can run these commands: a script can't call another, so they are joined."""
     sources: list[str] = []
     numbered: list[list[Any]] = []
@@ -163,15 +163,15 @@ def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Any, li
             numbered.append([sources.index(command[1]) + 1, command[2], *map(str, command[3:])])
         else:
             numbered.append([str(part) for part in command])  # Lua would write a large number as 1e+15
-    return client.register_script(_joined(tuple(sources))), numbered
+    return _joined(client, tuple(sources)), numbered
 
 
 @lru_cache(maxsize=16)
-def _joined(sources: tuple[str, ...]) -> str:
+def _joined(client: redis.Redis, sources: tuple[str, ...]) -> Script:
     procedures = "\n".join(
         f"procedures[{number}] = function(KEYS, ARGV)\n{source}\nend" for number, source in enumerate(sources, start=1)
     )
-    return f"local procedures = {{}}\n{procedures}\n{_STORE}"
+    return client.register_script(f"local procedures = {{}}\n{procedures}\n{_STORE}")
 
 
 def _singles(result: AsyncResult | ResultSet) -> Iterator[AsyncResult]:

@@ -33,6 +33,7 @@ from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
+from redis.commands.core import Script
 
 from agentlink.broker.errors import BrokerUnavailable
 from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, WAKE_PREFIX, Lease, Taken
@@ -180,6 +181,10 @@ class QoS(virtual.QoS):
         """The message is done with."""
         self._finished_at.append(time.monotonic())
         self.channel.lease.acknowledge(delivery_tag)
+        super().ack(delivery_tag)
+
+    def forget(self, delivery_tag: str) -> None:
+        """The message is no longer ours; the lease knows."""
         super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -430,7 +435,7 @@ class Channel(kombu_redis.Channel):
         call = _call.get()
         if call is None or not self.socket_timeout:
             with self.conn_or_acquire() as client:
-                client.register_script(_PUBLISH)(keys=keys, args=args)
+                self._publish_script(keys=keys, args=args, client=client)
             return
         keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
         while not self._accepted(call, keys, args):
@@ -444,7 +449,7 @@ class Channel(kombu_redis.Channel):
                     self._refuse_when_full(client)
                 latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
                 args[0] = int(latest_s * 1000)
-                accepted = client.register_script(_PUBLISH)(keys=keys, args=args)
+                accepted = self._publish_script(keys=keys, args=args, client=client)
         except (redis.TimeoutError, redis.ConnectionError) as error:
             waited_enough = call.from_outside and isinstance(error, redis.TimeoutError)
             if waited_enough or time.monotonic() >= call.ends_at:
@@ -462,6 +467,11 @@ class Channel(kombu_redis.Channel):
                 raise self._unavailable("it came to the call too late")
             return False
         return True
+
+    @cached_property
+    def _publish_script(self) -> Script:
+        script: Script = self.client.register_script(_PUBLISH)
+        return script
 
     @staticmethod
     def _wait_for_room() -> None:

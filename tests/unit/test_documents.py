@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import pypdf
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from fpdf import FPDF
+from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
+from tasks import documents
 from tasks.documents import Page, Unreadable, read_page, read_pages
 from tasks.files import MAX_PDF_BYTES, MAX_TEXT_BYTES
 
 Write = Callable[[str, bytes], str]
+FONT = DictionaryObject(
+    {
+        NameObject("/Type"): NameObject("/Font"),
+        NameObject("/Subtype"): NameObject("/Type1"),
+        NameObject("/BaseFont"): NameObject("/Helvetica"),
+    }
+)
 
 
 @pytest.fixture
@@ -23,6 +36,25 @@ def write(tmp_path: Path) -> Write:
         return str(tmp_path / name)
 
     return write
+
+
+def pdf_of_forms(*, draws: int, texts_each: int) -> bytes:
+    """A PDF of one page that draws one form, a drawing of its own with texts, many times."""
+    writer = pypdf.PdfWriter()
+    page = writer.add_blank_page(100, 100)
+    fonts = DictionaryObject({NameObject("/Font"): DictionaryObject({NameObject("/F"): FONT})})
+    form = StreamObject()
+    form.set_data(b"BT /F 12 Tf\n" + b"(a)Tj\n" * texts_each + b"ET")
+    form[NameObject("/Subtype")] = NameObject("/Form")
+    form[NameObject("/Resources")] = fonts
+    forms = DictionaryObject({NameObject("/X"): writer._add_object(form.flate_encode())})
+    page[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): forms})
+    content = StreamObject()
+    content.set_data(b"/X Do\n" * draws)
+    page[NameObject("/Contents")] = writer._add_object(content.flate_encode())
+    file = io.BytesIO()
+    writer.write(file)
+    return file.getvalue()
 
 
 def lines(path: str) -> list[str]:
@@ -58,6 +90,21 @@ class TestText:
         os.truncate(pdf, MAX_PDF_BYTES + 1)
         with pytest.raises(Unreadable, match="too large: 50 MB, at most 50 MB are read"):
             read_pages(pdf)
+
+    def test_that_grows_while_it_is_read_has_an_end(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So do files under /proc that never end: whatever the size, no more is read than may be searched."""
+        path = write("f.log", b"text " * 1_100_000)
+        monkeypatch.setattr(os, "fstat", lambda _: os.stat_result([stat.S_IFREG, *[0] * 9]))
+        with pytest.raises(Unreadable, match=r"^too large: more than 5 MB, and growing$"):
+            read_pages(path)
+
+    def test_that_a_file_of_the_kernel_has_not_got_now_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        os.mkfifo(tmp_path / "kmsg")
+        monkeypatch.setattr(stat, "S_ISREG", lambda _: True)
+        with (tmp_path / "kmsg").open("r+b", buffering=0):
+            assert lines(str(tmp_path / "kmsg")) == []
 
     def test_that_has_gone_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(Unreadable, match="vanished"):
@@ -129,6 +176,43 @@ class TestPdf:
     def test_without_text_is_named(self, write: Write) -> None:
         with pytest.raises(Unreadable, match="without text"):
             read_pages(write("f.pdf", bytes(self.pdf([]).output())))
+
+    @pytest.mark.timeout(20)
+    def test_that_draws_a_form_without_end_is_given_up(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Less than a kilobyte, and hours of work: a page that draws the same long text 5,000 times."""
+        monkeypatch.setattr(documents, "MAX_PDF_TIME_S", 0.1)
+        with pytest.raises(Unreadable, match="PDF too complex: not read within 100 ms"):
+            read_pages(write("f.pdf", pdf_of_forms(draws=5000, texts_each=10_000)))
+
+    def test_with_more_text_than_memory_is_given_up(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write("f.pdf", pdf_of_forms(draws=5000, texts_each=10))
+        assert len(read_pages(path)[0].lines) > 1
+        monkeypatch.setattr(documents, "MAX_PDF_CHARACTERS", 20)
+        drawn: list[object] = []
+        really_draw = pypdf.PageObject.extract_xform_text
+        monkeypatch.setattr(
+            pypdf.PageObject,
+            "extract_xform_text",
+            lambda *args, **kwargs: drawn.append(args) or really_draw(*args, **kwargs),
+        )
+        with pytest.raises(Unreadable, match="PDF too large: more than 20 characters of text"):
+            read_pages(path)
+        assert len(drawn) < 5
+
+    def test_that_meets_the_soft_time_limit_does_not_outlast_it(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """pypdf takes whatever is raised while it draws a form for a fault of the form, and goes on."""
+        drawn: list[object] = []
+
+        def run_out_of_time(*args: object, **_: object) -> str:
+            drawn.append(args)
+            raise SoftTimeLimitExceeded
+
+        monkeypatch.setattr(pypdf.PageObject, "extract_xform_text", run_out_of_time)
+        with pytest.raises(SoftTimeLimitExceeded):
+            read_pages(write("f.pdf", pdf_of_forms(draws=5000, texts_each=10)))
+        assert len(drawn) == 1
 
     def test_that_is_broken_is_named_and_nothing_is_logged(
         self, write: Write, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]

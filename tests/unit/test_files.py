@@ -123,6 +123,8 @@ class TestAFile:
 
 def test_a_missing_path_is_an_error_of_its_own(tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing here")
+    with pytest.raises(PathMissing):  # no file has such a name
+        check_exists("a\0b")
     for look in (check_exists, lambda path: list_files([path])):
         with pytest.raises(PathMissing, match=r"there is no file or folder '.*nothing here'") as caught:
             look(missing)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 
 from agentlink.units import format_duration, format_size, parse_duration, parse_share, parse_size
@@ -15,7 +18,7 @@ def test_sizes(written: object, size_bytes: int) -> None:
     assert parse_size(written) == size_bytes
 
 
-@pytest.mark.parametrize("written", ["", "GB", "8 GBs", "-1GB", "8,5GB", None, True, 1.5, -1, "1e9", "60%"])
+@pytest.mark.parametrize("written", ["", "GB", "8 GBs", "-1GB", "8,5GB", None, True, 1.5, -1, "1e9", "60%", "0 GBs"])
 def test_what_is_no_size_is_refused_with_an_example(written: object) -> None:
     with pytest.raises(ValueError, match="want a size like 8GB or 512MiB, got"):
         parse_size(written)
@@ -26,7 +29,7 @@ def test_shares(written: object, fraction: float) -> None:
     assert parse_share(written) == pytest.approx(fraction)
 
 
-@pytest.mark.parametrize("written", ["", "60", "101%", "-1%", "0.6s", None, True, 1.01])
+@pytest.mark.parametrize("written", ["", "60", "101%", "-1%", "0.6s", None, True, 1.01, 10**400, math.nan])
 def test_what_is_no_share_is_refused_with_an_example(written: object) -> None:
     with pytest.raises(ValueError, match=r"want a share like 60% or 0\.6, got"):
         parse_share(written)
@@ -44,6 +47,28 @@ def test_durations(written: object, duration_s: float) -> None:
 def test_what_is_no_duration_is_refused_with_an_example(written: object) -> None:
     with pytest.raises(ValueError, match="want a duration like 30s"):
         parse_duration(written)
+
+
+@pytest.mark.parametrize("parse", [parse_size, parse_share, parse_duration])
+@pytest.mark.parametrize(
+    "written", [math.inf, -math.inf, math.nan, 1e400, 10**400, -(10**400), "9" * 400, f"{'9' * 400}TB", "inf", "nan"]
+)
+def test_numbers_that_no_computer_can_count_are_refused(parse: Callable[[object], float], written: object) -> None:
+    with pytest.raises(ValueError, match="want a "):
+        parse(written)
+
+
+def test_what_is_refused_is_shown_in_a_line() -> None:
+    with pytest.raises(ValueError) as raised:
+        parse_duration("soon " * 100_000)
+    assert str(raised.value).endswith("soon soo…")
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.timeout(10)
+def test_a_text_of_blanks_takes_no_time() -> None:
+    with pytest.raises(ValueError):
+        parse_size("1" + " " * 1_000_000 + "GB!")
 
 
 @pytest.mark.parametrize(

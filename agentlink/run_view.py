@@ -10,18 +10,25 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import redis
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from agentlink.broker import server
+from agentlink.broker.errors import BrokerUnavailable
 from agentlink.errors import AgentLinkError
+from agentlink.modules import import_all
+from agentlink.settings import Settings, load
 from agentlink.units import format_duration
 from tasks import app
 from workflows import RunState, StepRecord, WorkflowRun
 from workflows.base import WorkflowTask
 from workflows.errors import CallRefused
-from workflows.states import TERMINAL_STEP_STATES
+from workflows.states import TERMINAL_RUN_STATES, TERMINAL_STEP_STATES
+from workflows.store import RunRecord
 
 POLL_S = 0.1
 # A worker takes a second or two to start; only after longer is its absence worth a word.
@@ -47,12 +54,9 @@ def find_workflow(name: str) -> WorkflowTask:
 
     Raises:
         WorkflowUnknown: there is none; it lists those there are.
-        AgentLinkError: a module of the user's can't be imported.
+        ModuleBroken: a module of the user's can't be imported.
     """
-    try:
-        app.loader.import_default_modules()
-    except ImportError as error:
-        raise AgentLinkError(f"a module named in AGENTLINK_IMPORTS can't be imported: {error}") from error
+    import_all(load())
     known = {task.name: task for task in app.tasks.values() if isinstance(task, WorkflowTask)}
     matches = [task for full, task in known.items() if full == name or full.rsplit(".", 1)[-1] == name]
     if len(matches) == 1:
@@ -72,13 +76,26 @@ def parse_arguments(task: WorkflowTask, words: Iterable[str]) -> tuple[list[Any]
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise CallRefused(task.name, f"{error}; it takes {signature}") from None
+        raise CallRefused(task.name, f"{error}; it takes {_usage(signature)}") from None
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
         bound.arguments[name] = _typed(task, name, value, hints.get(name, Any))
     return list(bound.args), bound.kwargs
+
+
+def _usage(signature: inspect.Signature) -> str:
+    """The parameters as one writes their arguments on a command line."""
+    words = []
+    for name, parameter in signature.parameters.items():
+        word, is_open = name.upper(), parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+            has_default = parameter.default is not parameter.empty
+            word = f"--{name.replace('_', '-')} {parameter.default if has_default else word}"
+        optional = is_open or parameter.default is not parameter.empty
+        words.append(f"[{word}{' ...' if is_open else ''}]" if optional else word)
+    return " ".join(words) or "no arguments"
 
 
 def _by_name(task: WorkflowTask, words: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -113,15 +130,32 @@ def _typed(task: WorkflowTask, name: str, word: str, wanted: Any) -> Any:
             raise CallRefused(task.name, f"{name}: {problem[0].lower()}{problem[1:]}, got {word!r}") from None
 
 
+def call(task: WorkflowTask, args: list[Any], kwargs: dict[str, Any], settings: Settings) -> WorkflowRun:
+    """Start a run, and the embedded broker with all the time it may take to load its data.
+
+    Raises:
+        CallRefused: the arguments make no sense; nothing is started.
+        BrokerError: the broker can't be started or reached; nothing of this call will run later.
+    """
+    try:
+        return task.delay(*args, **kwargs)
+    except BrokerUnavailable:
+        if not settings.embedded:
+            raise
+        server.ensure_running(settings)
+        return task.delay(*args, **kwargs)
+
+
 def follow(task: WorkflowTask, run: WorkflowRun, state: dict[str, Any], console: Console, *, as_json: bool) -> bool:
     """Show a run until it ends, then its answer or why it failed; return whether it succeeded."""
-    flower = f"  Flower: {state['flower']}" if state["flower"] else ""
-    console.print(f"[bold]{task.name}[/] run {run.id}{flower}", soft_wrap=True)
-    _watch(run, console)
-    record = run.record()
+    console.print(f"[bold]{task.name}[/] run {run.id}", soft_wrap=True)
+    if state["flower"]:
+        console.print(f"Flower: {state['flower']}", soft_wrap=True)
+    record = _watch(run, console)
     if record.state is not RunState.SUCCEEDED:
         failure = record.failure or {}
-        console.print(f"[red]{record.state}[/]: {failure.get('step') or task.name}: {failure.get('error')}")
+        what = escape(f"{failure.get('step') or task.name}: {failure.get('error')}")
+        console.print(f"[red]{record.state}[/]: {what}", soft_wrap=True)
         return False
     # The result was written before the state that ended the watch.
     result = run.get(timeout=30)
@@ -135,19 +169,26 @@ def follow(task: WorkflowTask, run: WorkflowRun, state: dict[str, Any], console:
     return True
 
 
-def _watch(run: WorkflowRun, console: Console) -> None:
+def _watch(run: WorkflowRun, console: Console) -> RunRecord:
+    """Show the run's steps until it ends, also when the broker goes away for a while."""
     bars: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    begun, told = time.monotonic(), False
+    quiet_until, told = time.monotonic() + QUIET_START_S, set[str]()
     with Progress(*columns, console=console, transient=False) as progress:
         while True:
-            ended = run.progress.ended  # read before the steps: those read after it are the last word
-            _update(progress, bars, run.steps(), console)
-            if ended:
-                return
-            if not bars and not told and time.monotonic() - begun > QUIET_START_S:
-                told = True
-                console.print("no worker has taken the run yet; `agentlink status` tells who is there")
+            word = None
+            try:
+                record = run.record()  # read before the steps: those read after it are the last word
+                _update(progress, bars, run.steps(), console)
+                if record.state in TERMINAL_RUN_STATES:
+                    return record
+            except (redis.ConnectionError, redis.TimeoutError):
+                word = "the broker does not answer; waiting for it"
+            if not bars and time.monotonic() > quiet_until:
+                word = word or "no worker has taken the run yet; `agentlink status` tells who is there"
+            if word and word not in told:
+                told.add(word)
+                console.print(word)
             time.sleep(POLL_S)
 
 

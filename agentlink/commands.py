@@ -1,0 +1,128 @@
+"""What `agentlink up`, `down`, `status`, `run` and `doctor` do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from agentlink import supervisor
+from agentlink import up as up_process
+from agentlink.broker import server
+from agentlink.settings import load
+
+#: As Celery's own, since both are read in one terminal or file.
+LOG_FORMAT = "[%(asctime)s: %(levelname)s/up] %(message)s"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="agentlink")
+def cli() -> None:
+    """Run many agents' workflows on one machine without running that machine over."""
+
+
+@cli.command()
+@click.option("--detach", is_flag=True, help="Return as soon as everything is up, and keep it running.")
+def up(detach: bool) -> None:
+    """Start the broker, a worker and Flower, and keep them running.
+
+    The first Ctrl-C drains: running tasks end, nothing new starts. The second stops at once; what did not end goes
+    back to its queue. The broker keeps running with everything that is queued: `agentlink down` stops it too.
+    """
+    settings = load()
+    if detach:
+        state, started = up_process.start(settings, wait_for_worker=True)
+        if not started:
+            raise up_process.AlreadyUp(str(state["pid"]), str(settings.home))
+        log = up_process.log_path(settings)
+        click.echo(f"AgentLink is up (pid {state['pid']}); {_flower_line(state)}; log: {log}")
+        return
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    supervisor.Supervisor(settings, on_ready=lambda state: click.echo(f"AgentLink is up; {_flower_line(state)}")).run()
+
+
+@cli.command()
+def down() -> None:
+    """Stop what `up` started and the embedded broker, with all its data saved.
+
+    Running tasks end first; Ctrl-C does not wait for them, they go back to their queue.
+    """
+    settings = load()
+    stopped = up_process.stop(settings)
+    broker_stopped = settings.embedded and server.stop(settings)
+    parts = [*(["worker and Flower"] if stopped else []), *(["broker"] if broker_stopped else [])]
+    click.echo(f"stopped: {', '.join(parts)}" if parts else "nothing was running")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(as_json: bool) -> None:
+    """Show the broker, the workers and their guards, the queues and the latest runs."""
+    settings = load()
+    from agentlink import status as status_page  # Celery takes a third of a second to import
+
+    facts = status_page.collect(settings)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        # Piped into a file or a pager there is no width to fit into, and a run's id is to be copied whole.
+        status_page.show(facts, Console(width=None if sys.stdout.isatty() else 200))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("workflow")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--keep", is_flag=True, help="Leave running what had to be started.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")
+@click.pass_context
+def run(context: click.Context, workflow: str, arguments: tuple[str, ...], keep: bool, as_json: bool) -> None:
+    """Run WORKFLOW with ARGUMENTS, show its progress and print its answer.
+
+    Arguments are given in the order of the workflow's parameters, or by name: `--top 5`. What is not running yet is
+    started first, and stopped at the end unless --keep or another `agentlink run` uses it.
+    """
+    settings = load()
+    from agentlink import on_demand, run_view  # Celery takes a third of a second to import
+
+    task = run_view.find_workflow(workflow)
+    args, kwargs = run_view.parse_arguments(task, arguments)
+    console = Console(stderr=as_json, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout 60 agentlink run` is as good as Ctrl-C
+    handle, succeeded = None, None
+    with on_demand.use(settings, keep=keep) as used:
+        try:
+            # Called before anything else is started: a call that is refused starts nothing.
+            handle = run_view.call(task, args, kwargs, settings)
+            succeeded = run_view.follow(task, handle, used.start(), console, as_json=as_json)
+        except KeyboardInterrupt:
+            console.print("[dim]Interrupted; running steps may end, unless you press Ctrl-C again.[/]")
+    if handle and succeeded is None:
+        when = " when AgentLink is up again: `agentlink up`" if used.stopped else ""
+        console.print(f"Run {handle.id} goes on{when}; `agentlink status` shows how far it is.", soft_wrap=True)
+    elif used.stopped:
+        console.print("[dim]Stopped what was started for this run; `agentlink up` keeps it running.[/]", soft_wrap=True)
+    if succeeded is None:
+        raise click.Abort
+    context.exit(0 if succeeded else 1)
+
+
+@cli.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Check everything a start needs, and say in words what is wrong."""
+    from agentlink import doctor as checks
+
+    failed = False
+    for check in checks.run_all():
+        failed |= not check.passed
+        click.echo(f"{click.style('ok', fg='green') if check.passed else click.style('!!', fg='red')}  {check.says}")
+    context.exit(1 if failed else 0)
+
+
+def _flower_line(state: dict[str, Any]) -> str:
+    return f"Flower: {state['flower']}" if state["flower"] else "Flower is off"

@@ -2,7 +2,7 @@
 
 The environment wins over the file, the file over the defaults. The file is `agentlink.toml` in the current folder, or
 the one that `AGENTLINK_CONFIG` names. A value that can't be used stops the start with *every* problem in one message.
-Imports nothing of ours but addresses, errors and units.
+Imports nothing of ours but what settings are made of: addresses, the home, units, errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, Pydant
 
 from agentlink.address import SOCKET_PATH_MAX_BYTES, checked_address, shown_address
 from agentlink.errors import SettingsError
-from agentlink.units import format_duration, format_size, parse_duration, parse_share, parse_size, shown
+from agentlink.home import checked_home, default_home
+from agentlink.units import format_duration, parse_duration, parse_share, parse_size, shown
 
 ENV_PREFIX = "AGENTLINK_"
 DEFAULT_MEMORY_BYTES = 8_000_000_000
@@ -44,13 +45,14 @@ def _between(parse: Callable[[object], float], least: str, most: str, value: obj
     return amount
 
 
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"want a number, got {value}")  # noqa: TRY004 - Python would take it for 0 or 1
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_truth_value)]
 Share = Annotated[float, BeforeValidator(parse_share)]
-
-
-def _default_home() -> Path:
-    """The XDG state folder (https://specifications.freedesktop.org/basedir-spec): data that outlives a restart."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if Path(state).is_absolute() else Path("~/.local/state")) / "agentlink"
 
 
 def _default_memory_bytes() -> int:
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
     )
 
     # Where everything is kept: the broker's data, the runs' folders, logs.
-    home: Path = Field(default_factory=_default_home, validate_default=True)
+    home: Path = Field(default_factory=default_home, validate_default=True)
     # Modules with your own tasks and workflows, imported by every worker.
     imports: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, _duration("1s", "1h")] = Field(default=10.0, alias="lease")
 
     # Processes that run tasks at the same time.
-    concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    concurrency: Count = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # A task gets SoftTimeLimitExceeded at the first and is killed at the second.
     soft_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3600.0, alias="soft_time_limit")
     hard_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3660.0, alias="hard_time_limit")
@@ -93,9 +95,10 @@ class Settings(BaseSettings):
     # How long results, and runs that have ended, are kept.
     keep_results_s: Annotated[float, _duration("1s", "3650d")] = Field(default=7 * 86400.0, alias="keep_results")
     # The most runs listed; older ones are forgotten first.
-    keep_runs: int = Field(default=10_000, ge=1, le=10_000_000)
+    keep_runs: Count = Field(default=10_000, ge=1, le=10_000_000)
 
-    # The guard: on or off, the limit for everything a worker runs (one alone takes 100 MB), the shares of it that matter.
+    # The guard: on or off, the limit for everything a worker runs, and the shares of it that matter. (A worker alone
+    # takes nearly 100 MB.)
     guard: bool = True
     memory_bytes: Annotated[int, _size("100MB")] = Field(default_factory=_default_memory_bytes, alias="memory")
     memory_soft_fraction: Share = Field(default=0.85, alias="memory_soft")
@@ -108,7 +111,7 @@ class Settings(BaseSettings):
 
     # Flower: on or off, and its port on 127.0.0.1 (0: any free one).
     flower: bool = True
-    flower_port: int = Field(default=5555, ge=0, le=65535)
+    flower_port: Count = Field(default=5555, ge=0, le=65535)
     log_level: str = "INFO"
 
     @classmethod
@@ -124,14 +127,8 @@ class Settings(BaseSettings):
 
     @field_validator("home", mode="after")
     @classmethod
-    def _home_is_a_folder_of_ours(cls, home: Path) -> Path:
-        # resolve() would follow a user's symlink
-        home = Path(os.path.abspath(_without_tilde(home)))  # noqa: PTH100
-        mode = home.stat().st_mode if home.exists() else stat.S_IFDIR
-        # It is closed to everybody else, and "/" and "/tmp" must not be.
-        if not stat.S_ISDIR(mode) or mode & stat.S_ISVTX or home == home.parent:
-            raise ValueError(f"want a folder of its own, got {shown(str(home))}")
-        return home
+    def _home_is_a_folder(cls, home: Path) -> Path:
+        return checked_home(home)
 
     @field_validator("imports", mode="before")
     @classmethod
@@ -158,7 +155,7 @@ class Settings(BaseSettings):
     def _log_level_is_known(cls, level: str) -> str:
         known = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
         if level.upper() not in known:
-            raise ValueError(f"want one of {', '.join(known)}, got {level!r}")
+            raise ValueError(f"want one of {', '.join(known)}, got {shown(level)}")
         return level.upper()
 
     @model_validator(mode="after")
@@ -186,8 +183,9 @@ class Settings(BaseSettings):
             )
         if self.broker_url is None and len(os.fsencode(self.socket_path)) > SOCKET_PATH_MAX_BYTES:
             yield (
-                f"home is too long: the broker's socket {self.socket_path} takes {len(os.fsencode(self.socket_path))} "
-                f"bytes and a Unix socket's path at most {SOCKET_PATH_MAX_BYTES}; set a shorter AGENTLINK_HOME"
+                f"home is too long: the broker's socket {shown(str(self.socket_path))} takes "
+                f"{len(os.fsencode(self.socket_path))} bytes and a Unix socket's path at most {SOCKET_PATH_MAX_BYTES}; "
+                "set a shorter AGENTLINK_HOME"
             )
 
     @property
@@ -265,22 +263,6 @@ def _file_values(file: Path) -> dict[str, Any]:
         raise SettingsError([f"{file}: not valid TOML: {error}"]) from None
 
 
-def _without_tilde(home: Path) -> Path:
-    # Python takes whatever HOME says.
-    if home.parts[:1] == ("~",) and not Path(os.environ.get("HOME", "/")).is_absolute():
-        raise ValueError(f"want HOME to be an absolute path, or AGENTLINK_HOME, got {shown(os.environ['HOME'])}")
-    try:
-        text = str(home.expanduser())
-        text.encode()
-    except RuntimeError:
-        raise ValueError(f"want a folder, and there is no user {home.parts[0]}, got {shown(str(home))}") from None
-    except UnicodeEncodeError:
-        raise ValueError(f"want a folder whose name is UTF-8, got {shown(text)}") from None
-    if "\0" in text:
-        raise ValueError(f"want a folder, got {shown(text)}")
-    return Path(text)
-
-
 def _unknown_variables() -> list[str]:
     """A misspelt variable would otherwise be ignored in silence."""
     known = {f"{ENV_PREFIX}{name}".upper() for name in [*_known_names(), "config"]}
@@ -308,7 +290,7 @@ def _describe(error: ValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             message = f"is not a setting{_closest(name, _known_names())}"
         elif not message.startswith("want"):
-            message = f"{message[0].lower()}{message[1:]}, got {detail['input']!r}"
+            message = f"{message[0].lower()}{message[1:]}, got {shown(detail['input'])}"
         problems.append(f"{_source_of(name)}: {message}")
     return problems
 
@@ -321,4 +303,4 @@ def _source_of(name: str) -> str:
     for variable in os.environ:
         if variable.upper() == f"{ENV_PREFIX}{name}".upper():
             return variable
-    return f"{name} in {_config_file()}"
+    return f"{name} in {_config_file()}" if _config_file().is_file() else f"{ENV_PREFIX}{name.upper()}"

@@ -7,13 +7,12 @@ from typing import Any
 
 import redis
 from kombu.exceptions import OperationalError
-from kombu.transport.redis import PRIORITY_STEPS, Channel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentlink import up as up_process
-from agentlink.broker import server
+from agentlink.broker import dead_letters, queues, server
 from agentlink.settings import Settings
 from agentlink.units import format_duration, format_size
 from tasks import app
@@ -31,6 +30,8 @@ def collect(settings: Settings) -> dict[str, Any]:
         "broker": {"address": settings.url, "running": False, "why": _why_embedded_is_away(settings)},
         "workers": [],
         "queues": [],
+        "in_flight": 0,
+        "dead_letters": 0,
         "runs": [],
     }
     if facts["broker"]["why"]:
@@ -39,7 +40,10 @@ def collect(settings: Settings) -> dict[str, Any]:
         facts["broker"] = _broker(settings)
         facts["runs"] = _runs()
         facts["workers"] = _workers()
-        facts["queues"] = _queues({queue for worker in facts["workers"] for queue in worker["queues"]})
+        names = {queue for worker in facts["workers"] for queue in worker["queues"]} | {app.conf.task_default_queue}
+        client = app.backend.client
+        facts["queues"] = queues.lengths(client, sorted(names))
+        facts["in_flight"], facts["dead_letters"] = queues.in_flight(client), dead_letters.count(client)
     except (redis.RedisError, OperationalError, OSError) as error:
         facts["broker"] = {"address": settings.url, "running": False, "why": str(error)}
     return facts
@@ -94,17 +98,6 @@ def _guards(names: list[str]) -> dict[str, Any]:
     return {name: guard for answer in answers or [] for name, guard in answer.items() if "error" not in guard}
 
 
-def _queues(names: set[str]) -> list[dict[str, Any]]:
-    client = app.backend.client
-    waiting = {}
-    for name in sorted(names | {app.conf.task_default_queue}):
-        keys = [name, *(f"{name}{Channel.sep}{priority}" for priority in PRIORITY_STEPS if priority)]
-        waiting[name] = sum(client.llen(key) for key in keys)
-    return [{"name": name, "waiting": length} for name, length in waiting.items()] + [
-        {"name": "(delivered, not yet acknowledged)", "waiting": client.hlen(Channel.unacked_key)}
-    ]
-
-
 def _runs() -> list[dict[str, Any]]:
     return [
         {
@@ -145,7 +138,11 @@ def show(facts: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     for queue in facts["queues"]:
-        console.print(f"queue     {queue['name']}: {queue['waiting']}", highlight=False)
+        later = f", {queue['delayed']} for later" if queue["delayed"] else ""
+        console.print(f"queue     {queue['name']}: {queue['waiting']} waiting{later}", highlight=False)
+    console.print(f"in flight {facts['in_flight']}", highlight=False)
+    if facts["dead_letters"]:
+        console.print(f"dead      {facts['dead_letters']}: `agentlink dead` lists them", highlight=False)
     _show_runs(facts["runs"], console)
 
 
@@ -159,10 +156,10 @@ def _up_line(up: dict[str, Any] | None) -> str:
 def _guard_line(guard: dict[str, Any] | None) -> str:
     if guard is None:
         return "off"
-    reading = (
-        f"{format_size(guard['tree_bytes'])} of {format_size(guard['limit_bytes'])}" if guard["tree_bytes"] else ""
-    )
-    return f"{guard['state']}, {reading}" + (f" ({guard['reason']})" if guard.get("reason") else "")
+    if not guard.get("tree_bytes"):
+        return str(guard["state"])
+    reading = f"{format_size(guard['tree_bytes'])} of {format_size(guard['limit_bytes'])}"
+    return f"{guard['state']}, {reading}" + (f" ({guard['reason']})" if guard["reason"] else "")
 
 
 def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:

@@ -213,7 +213,7 @@ class Supervisor:
 
     def _worker(self) -> list[str]:
         # Nothing to agree upon with other workers: to leave mingle out saves a second at the start.
-        options = ["--hostname", f"{WORKER_NAME}@%h", "--queues", "cpu", "--pool", "prefork"]
+        options = ["--hostname", f"{WORKER_NAME}@%h", "--pool", "prefork"]
         options += ["--without-mingle", "--without-gossip", "--loglevel", self.settings.log_level]
         return [*_celery(), "worker", *options]
 

@@ -57,6 +57,8 @@ def task(
     Raises:
         ValueError: a size or a number of cores that makes no sense.
     """
+    if queue := options.get("queue"):
+        app.amqp.queues.add(queue)  # workers take from it too, unless they are told which queues are theirs
     decorate: Callable[[Callable[..., Any]], BaseTask] = app.task(**task_options(memory, cpu, options))
     return decorate(function) if function is not None else decorate
 

@@ -113,6 +113,11 @@ class Lease:
         return self._pid == os.getpid()
 
     @property
+    def gives_back(self) -> bool:
+        """Whether a message is on its way back: there will be something to take."""
+        return bool(self._waiting.returned or self._waiting.died)
+
+    @property
     def waiting(self) -> int:
         """How much there is that has not been sent yet."""
         return len(self._waiting)

@@ -311,6 +311,8 @@ class Channel(kombu_redis.Channel):
         """Deliver what may be delivered now, and send acknowledgements that have waited long enough."""
         now = time.monotonic()
         lease, qos = self.lease, self.qos
+        if lease.gives_back:
+            self._look_at = 0.0
         room = qos.window - qos.in_hand if self.active_queues and qos.can_consume() else 0
         # Half a window at least, so that one round trip brings several; all of it when nothing is in hand.
         wanted = room if now >= self._look_at and (2 * room >= qos.window) else 0

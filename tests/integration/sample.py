@@ -91,6 +91,25 @@ def flaky(self: Any, number: int) -> int:
     return number
 
 
+@task
+def die(unless: str) -> str:
+    """Ends its process without a word, until somebody makes the file `unless`."""
+    if not Path(unless).exists():
+        os._exit(137)
+    return "survived"
+
+
+@task
+def join(words: list[str]) -> str:
+    return " ".join(words)
+
+
+@workflow
+def deadly(unless: str) -> Any:
+    """A poison among a chord's header."""
+    return chord([die.s(unless), die.si(__file__)], join.s())
+
+
 @workflow
 def double(number: int) -> Any:
     """Twice twice the number."""

@@ -16,6 +16,7 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from agentlink.broker import dead_letters
+from agentlink.broker.celery_step import handed_over
 from agentlink.broker.transport import DELIVERIES_HEADER, Channel
 from tasks.errors import ProcessDied
 
@@ -36,7 +37,10 @@ class Request(CeleryRequest):
         if self.deaths >= self.task.max_attempts:
             self._bury(ProcessDied(self.name, "its worker ended with it", self.deaths))
             raise TaskRevokedError(self.id)
-        return super().execute_using_pool(pool, **kwargs)
+        job = super().execute_using_pool(pool, **kwargs)
+        if job is not None:
+            handed_over[self.message.delivery_tag] = job
+        return job
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A pool process has begun it."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from typing import Any
+from weakref import WeakValueDictionary
 
 import redis
 from celery import Celery, bootsteps
 from celery.worker import state
 
 from agentlink.broker.transport import Channel
+
+#: What became of the messages given to the pool: delivery tag → the pool's result of it, for as long as that exists.
+handed_over: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def install(app: Celery) -> None:
@@ -23,10 +27,21 @@ class LeaseStep(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """After every connect."""
+        """After every connect: what was in hand and went down with the last connection goes back."""
         channel = consumer.task_consumer.channel
         if isinstance(channel, Channel):
-            channel.lease.is_running = is_running
+            channel.lease.running_tags = running_tags
+            channel.lease.give_back_all_but(running_tags())
+
+    def stop(self, consumer: Any) -> None:
+        """The worker takes nothing more: what has not been started goes back at once."""
+        channel = consumer.task_consumer and consumer.task_consumer.channel
+        if isinstance(channel, Channel) and channel.leased:
+            if flush := getattr(consumer.pool, "flush", None):
+                flush()
+            channel.lease.give_back_all_but(running_tags())
+            with contextlib.suppress(redis.RedisError):  # a broken connection; the next one tells
+                channel.settle()
 
     def shutdown(self, consumer: Any) -> None:
         """The pool has ended: nobody has to wait for the lease to run out."""
@@ -36,14 +51,14 @@ class LeaseStep(bootsteps.StartStopStep):
                 channel.lease.end()
 
 
-def is_running(tag: str) -> bool:
-    """Whether the message's task has been handed to a process of the pool.
+def running_tags() -> set[str]:
+    """The tags of the messages whose tasks have been handed to a process of the pool.
 
-    Checked with Celery 5.7 and billiard 4.3: a request becomes active when its process says so; until then the job's
-    `_scheduled_for` tells the process it was written to.
+    Checked with Celery 5.7 and billiard 4.3: a request becomes active when its process says so; until then its job's
+    `_scheduled_for` tells the process it was written to, and one that the pool has flushed is in its `_cache` no more.
     """
-    for request in state.reserved_requests:
-        if request.message.delivery_tag == tag:
-            result = request._apply_result() if request._apply_result else None
-            return request in state.active_requests or getattr(result, "_scheduled_for", None) is not None
-    return False
+    tags = {request.message.delivery_tag for request in state.active_requests}
+    for tag, job in list(handed_over.items()):
+        if getattr(job, "_scheduled_for", None) is not None and job._job in job._cache:
+            tags.add(tag)
+    return tags

@@ -94,8 +94,8 @@ class Lease:
     def __init__(self, make_client: Callable[[], redis.Redis], *, length_s: float, separator: str) -> None:
         self.worker = ""
         self.length_s = length_s
-        #: Whether a message in hand is being worked on, so that a lost connection must not give it back.
-        self.is_running: Callable[[str], bool] = lambda tag: False
+        #: The tags of the messages being worked on: a lost connection must not give those back.
+        self.running_tags: Callable[[], set[str]] = set
         self._make_client = make_client
         self._separator = separator
         self._lock = threading.RLock()
@@ -163,6 +163,13 @@ class Lease:
     def give_back(self, tag: str, *, counted: bool = False) -> None:
         """The message goes to the head of its queue with the next exchange; `counted` if its task began and died."""
         self._settle(tag, self._waiting.died if counted else self._waiting.returned, "given back")
+
+    def give_back_all_but(self, tags: set[str]) -> None:
+        """Everything in hand goes back with the next exchange, but these."""
+        with self._lock:
+            idle = self._in_hand - {self._number_of(tag) for tag in tags}
+            self._waiting.returned += idle
+            self._in_hand -= idle
 
     def exchange(
         self, client: redis.Redis, queue_keys: Sequence[str], delayed_keys: Sequence[str], wanted: int

@@ -200,9 +200,8 @@ class QoS(virtual.QoS):
         self._flush()
         lease = self.channel.lease
         if lease.held_here and lease.worker:
-            for tag in list(self._delivered):
-                if not lease.is_running(tag):
-                    lease.give_back(tag)
+            for tag in self._delivered.keys() - lease.running_tags():
+                lease.give_back(tag)
         self._delivered.clear()
         return []
 
@@ -332,6 +331,11 @@ class Channel(kombu_redis.Channel):
             for message in taken:
                 self._deliver(message)
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
+
+    def settle(self) -> None:
+        """Send acknowledgements and returns now."""
+        if self.lease.waiting:
+            self.lease.exchange(self._taker, (), (), 0)
 
     def _come_back(self, delay_s: float) -> None:
         """Have the event loop, if there is one, call `take` after this time."""

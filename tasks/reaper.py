@@ -32,12 +32,11 @@ def main(channel: socket.socket) -> None:
         return
     adopting = adopt_descendants()
     try:
-        program = start(json.loads(line))
+        program = start(json.loads(line), channel)
     except OSError as error:
         report(channel, {"errno": error.errno, "reason": error.strerror, "file": str(error.filename)})
         return
     let_go_of_standard_streams()
-    report(channel, {"pid": program.pid})
     exit_code = wait_for_end(program.pid, channel, wakeup)
     cut_short = exit_code is None
     killed_code, survivors = kill_all(program.pid, adopting=adopting)
@@ -64,8 +63,11 @@ def adopt_descendants() -> bool:
     return os.path.exists(CHILDREN_FILE) and adopt_orphans()  # noqa: PTH110 - start-up time
 
 
-def start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
+def start(order: dict[str, Any], channel: socket.socket) -> subprocess.Popen[bytes]:
     """The program just started, in a session of its own: its `kill 0` must not hit us.
+
+    It tells its process id itself before it becomes the program: a program that kills us at once leaves no time for us
+    to tell, and what it has started could not be found.
 
     Keep the object until the end: one that is let go of waits for its process, and the exit code is lost to `reap`.
 
@@ -75,12 +77,17 @@ def start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
     from agentlink.processes import die_with_parent
 
     reaper_pid = os.getpid()
+
+    def become_program() -> None:
+        die_with_parent(reaper_pid)
+        report(channel, {"pid": os.getpid()})
+
     return subprocess.Popen(
         order["argv"],
         cwd=order["cwd"],
         env=os.environ | order["env"],
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(reaper_pid),  # safe: this process has one thread
+        preexec_fn=become_program,  # safe: this process has one thread
     )
 
 

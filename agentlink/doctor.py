@@ -42,7 +42,7 @@ def run_all() -> Iterator[Check]:
     except AgentLinkError as error:
         yield Check(passed=False, says=str(error))
         return
-    yield Check(passed=True, says=f"settings: home {settings.home}, broker {settings.url}")
+    yield Check(passed=True, says=f"settings: home {settings.home}, broker {settings.shown_url}")
     checks: list[Callable[[Settings], Check]] = [_home, _disk, _memory, _open_files]
     checks += [_server_program, _embedded_broker] if settings.embedded else [_own_broker]
     for check in [*checks, _modules, _flower]:
@@ -124,9 +124,10 @@ def _own_broker(settings: Settings) -> Check:
     try:
         info = app.backend.client.info("server")
     except redis.RedisError as error:
-        return Check(passed=False, says=f"the broker at {settings.url} does not answer: {error}")
+        return Check(passed=False, says=f"the broker at {settings.shown_url} does not answer: {error}")
     version = tuple(int(part) for part in info["redis_version"].split(".")[:2])
-    return Check(passed=version >= MIN_REDIS, says=f"the broker at {settings.url} is version {info['redis_version']}")
+    says = f"the broker at {settings.shown_url} is version {info['redis_version']}"
+    return Check(passed=version >= MIN_REDIS, says=says)
 
 
 def _modules(settings: Settings) -> Check:

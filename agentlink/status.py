@@ -27,7 +27,7 @@ def collect(settings: Settings) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "home": str(settings.home),
         "up": up_process.read_state(settings),
-        "broker": {"address": settings.url, "running": False, "why": _why_embedded_is_away(settings)},
+        "broker": {"address": settings.shown_url, "running": False, "why": _why_embedded_is_away(settings)},
         "workers": [],
         "queues": [],
         "in_flight": 0,
@@ -45,7 +45,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         facts["queues"] = queues.lengths(client, sorted(names))
         facts["in_flight"], facts["dead_letters"] = queues.in_flight(client), dead_letters.count(client)
     except (redis.RedisError, OperationalError, OSError) as error:
-        facts["broker"] = {"address": settings.url, "running": False, "why": str(error)}
+        facts["broker"] = {"address": settings.shown_url, "running": False, "why": str(error)}
     return facts
 
 
@@ -60,7 +60,7 @@ def _why_embedded_is_away(settings: Settings) -> str:
 def _broker(settings: Settings) -> dict[str, Any]:
     info: dict[str, Any] = app.backend.client.info()
     return {
-        "address": settings.url,
+        "address": settings.shown_url,
         "running": True,
         "embedded": settings.embedded,
         "version": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",

@@ -38,7 +38,7 @@ from tasks.command_errors import (
     ProgramNotExecutable,
     ProgramNotFound,
 )
-from tasks.command_order import checked_environment, checked_folder, checked_timeout, checked_words
+from tasks.command_order import checked_environment, checked_folder, checked_stdin, checked_timeout, checked_words
 from tasks.command_output import Output
 
 REAPER = Path(__file__).with_name("reaper.py")
@@ -98,10 +98,10 @@ def run(
     """
     words = checked_words(argv, shell=shell)
     order = {"argv": words, "cwd": checked_folder(cwd), "env": checked_environment(env)}
-    limit_s = checked_timeout(timeout_s)
+    text, limit_s = checked_stdin(stdin), checked_timeout(timeout_s)
     started_at = time.monotonic()
     with (
-        _reaper(words, stdin) as (channel, stdout_pipe, stderr_pipe),
+        _reaper(words, text) as (channel, stdout_pipe, stderr_pipe),
         closing(Output(words, stdout_pipe, output_folder / "stdout", output_cap_bytes)) as stdout,
         closing(Output(words, stderr_pipe, output_folder / "stderr", output_cap_bytes)) as stderr,
     ):
@@ -129,7 +129,7 @@ def run(
 
 
 @contextmanager
-def _reaper(words: list[str], stdin: str | None) -> Iterator[tuple[socket.socket, IO[bytes], IO[bytes]]]:
+def _reaper(words: list[str], stdin: bytes | None) -> Iterator[tuple[socket.socket, IO[bytes], IO[bytes]]]:
     """A reaper that waits for its order: the socket to it, and the program's output. At the exit its tree is gone."""
     channel, far_end = socket.socketpair()
     with channel, far_end, _stdin_file(words, stdin) as stdin_file:
@@ -152,13 +152,13 @@ def _reaper(words: list[str], stdin: str | None) -> Iterator[tuple[socket.socket
             yield channel, process.stdout, process.stderr
 
 
-def _stdin_file(words: list[str], stdin: str | None) -> IO[bytes]:
+def _stdin_file(words: list[str], stdin: bytes | None) -> IO[bytes]:
     """A file and no pipe: nobody has to feed it while the program runs."""
     if stdin is None:
         return Path(os.devnull).open("rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
-        file.write(stdin.encode(errors="surrogatepass"))
+        file.write(stdin)
         file.seek(0)
     except OSError as error:
         file.close()
@@ -174,7 +174,7 @@ def _attend(channel: socket.socket, outputs: tuple[Output, Output], timeout_s: f
         for source in (reports, *outputs):
             selector.register(source.pipe, selectors.EVENT_READ, source)
         while not reports.complete:
-            for key, _ in selector.select(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            for key, _ in selector.select(None if deadline is None else _wait_s(deadline)):
                 if not key.data.take():
                     selector.unregister(key.fileobj)
             if deadline is not None and time.monotonic() >= deadline:
@@ -182,6 +182,11 @@ def _attend(channel: socket.socket, outputs: tuple[Output, Output], timeout_s: f
                 with suppress(OSError):  # macOS: the reaper has just ended
                     channel.shutdown(socket.SHUT_WR)
     return reports, timed_out
+
+
+def _wait_s(deadline: float) -> float:
+    """How long to wait at once: epoll counts milliseconds, and to no more than 24 days."""
+    return min(max(0.0, deadline - time.monotonic()), 86400.0)
 
 
 class _Reports:
@@ -212,7 +217,8 @@ def _raise_unless_ended(facts: dict[str, Any], order: dict[str, Any]) -> None:
     words = order["argv"]
     if "errno" in facts:
         reason = facts["reason"]
-        if facts["file"] == order["cwd"] != words[0]:
+        # What is missing has one name, and the folder is entered before the program is looked for.
+        if facts["file"] == order["cwd"] and (order["cwd"] != words[0] or not os.path.isdir(order["cwd"])):  # noqa: PTH112
             raise CommandFolderMissing(order["cwd"], reason)
         if facts["errno"] in (errno.ENOENT, errno.ENOTDIR):
             raise ProgramNotFound(words, reason)

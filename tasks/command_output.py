@@ -20,7 +20,7 @@ class Output:
         self.pipe = pipe
         os.set_blocking(pipe.fileno(), False)
         self._words, self._path, self._cap_bytes = words, path, cap_bytes
-        self._first = bytearray()
+        self._first, self._last = bytearray(), bytearray()
         self._file: IO[bytes] | None = None
 
     @property
@@ -52,6 +52,7 @@ class Output:
         if self._file is not None:
             _write_all(self._file, piece)
         self._first += piece[: max(0, self._cap_bytes - len(self._first))]
+        self._last = (self._last + piece)[-TAIL_BYTES:]
 
     def text(self) -> str:
         """The first part, as text."""
@@ -60,12 +61,7 @@ class Output:
 
     def tail(self) -> str:
         """The last part, as text."""
-        last = bytes(self._first[-TAIL_BYTES:])
-        if self._file is not None:
-            with self._path.open("rb") as file:
-                file.seek(max(0, self._path.stat().st_size - TAIL_BYTES))
-                last = file.read()
-        return last.decode(errors="replace")
+        return self._last.decode(errors="replace")
 
     def close(self) -> None:
         if self._file is not None:

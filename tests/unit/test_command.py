@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -141,14 +142,37 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         ({"argv": ["ls"], "shell": True}, r"want one text like 'ls \| wc -l', got \['ls'\]"),
         ({"argv": ["ls"], "cwd": "a\0b"}, "cwd has a character"),
         ({"argv": ["ls"], "env": {"A=B": "x"}}, "the name of a variable can't be 'A=B'"),
-        ({"argv": ["ls"], "env": {"A": 1}}, "the variable A must be a text, got 1"),
-        ({"argv": ["ls"], "timeout_s": 0}, "want a timeout above 0, got 0"),
+        ({"argv": ["ls"], "env": {"": "x"}}, "the name of a variable can't be ''"),
+        ({"argv": ["ls"], "env": {1: "x"}}, "the name of a variable must be a text, got 1"),
+        ({"argv": ["ls"], "env": {"A": 1}}, "the variable 'A' must be a text, got 1"),
+        ({"argv": ["ls"], "env": {"A": "a\0b"}}, "the variable 'A' has a character"),
+        ({"argv": ["ls"], "env": [1]}, r"want the variables to add as a dict of texts, got \[1\]"),
+        ({"argv": ["ls"], "env": ""}, "want the variables to add as a dict of texts, got ''"),
+        ({"argv": ["ls"], "cwd": 5}, "cwd must be a text, got 5"),
+        ({"argv": ["ls"], "cwd": b"/"}, "cwd must be a text, got b'/'"),
+        ({"argv": ["ls"], "cwd": ""}, "want a folder as cwd"),
+        ({"argv": ["ls"], "stdin": 5}, "want a text for the program to read, got 5"),
+        ({"argv": ["ls"], "stdin": b"x"}, "want a text for the program to read, got b'x'"),
+        ({"argv": "ls", "shell": "no"}, "want shell to be true or false, got 'no'"),
+        ({"argv": [""]}, r"want a list with the program's name first, got \[''\]"),
+        ({"argv": {"ls": 1}}, "want a list with the program's name first, got {'ls': 1}"),
+        ({"argv": b"ls"}, "item 0 must be a text, got 108"),
+        ({"argv": ["ls"], "timeout_s": 0}, "want a timeout above 0 and of at most 365d, got 0"),
         ({"argv": ["ls"], "timeout_s": "soon"}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": True}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": -1}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": math.inf}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": math.nan}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": 1e30}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": 10**400}, "timeout: want a duration like 30s"),
+        ({"argv": ["ls"], "timeout_s": "366d"}, "want a timeout above 0 and of at most 365d, got '366d'"),
+        ({"argv": "x" * 10**6}, "got 'x{98}…$"),
     ],
 )
-def test_what_is_no_command_is_refused_with_what_would_be(
-    arguments: dict[str, object], message: str, out: Path
+def test_what_is_no_command_is_refused_with_what_would_be_before_anything_starts(
+    arguments: dict[str, object], message: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(ValueError, match=message) as caught:
         run(**arguments, output_folder=out)  # type: ignore[arg-type]
     assert type(caught.value) is errors.CommandInvalid
@@ -167,6 +191,12 @@ def test_a_program_that_cannot_start_says_why(out: Path, tmp_path: Path) -> None
         run([str(plain)], output_folder=out)
     with pytest.raises(errors.CommandFolderMissing, match="no-folder: No such file or directory"):
         run(["ls"], cwd=tmp_path / "no-folder", output_folder=out)
+    with pytest.raises(errors.CommandFolderMissing, match="no-folder: No such file or directory"):
+        run(["no-such-program"], cwd=tmp_path / "no-folder", output_folder=out)
+    with pytest.raises(errors.CommandFolderMissing, match="no-such: No such file or directory"):
+        run(["no-such"], cwd="no-such", output_folder=out)
+    with pytest.raises(errors.CommandFolderMissing, match="plain: Not a directory"):
+        run([str(plain)], cwd=plain, output_folder=out)
     with pytest.raises(errors.CommandStartError, match="Argument list too long"):
         run(["ls", "x" * 3_000_000], output_folder=out)
 
@@ -181,6 +211,18 @@ def test_a_program_that_fails_leaves_its_facts(out: Path) -> None:
     assert error.stdout_file is not None
     assert Path(error.stdout_file).read_text().endswith("\n20000\n")
     assert str(error).endswith("ended with exit status 3, saying 'the reason'")
+
+
+def test_the_end_of_the_output_is_kept_even_if_its_file_is_not(out: Path) -> None:
+    """A program may remove any file that its user may."""
+    with pytest.raises(errors.CommandFailed) as caught:
+        run(f"seq 20000; while ! rm {out}/stdout; do :; done 2>/dev/null; exit 3", shell=True, output_folder=out)
+    assert caught.value.stdout_tail.endswith("\n20000\n")
+
+
+def test_a_timeout_may_be_longer_than_the_system_can_wait_at_once(out: Path) -> None:
+    """Which is 24 days."""
+    assert run(["echo", "hi"], timeout_s="365d", output_folder=out).stdout == "hi\n"
 
 
 def test_a_program_that_is_killed_names_the_signal(out: Path) -> None:

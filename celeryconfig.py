@@ -42,7 +42,6 @@ task_time_limit = _settings.hard_time_limit_s
 
 # -- Results: kept for a while, with the facts that pages and handles show.
 result_expires = int(_settings.keep_results_s)
-result_extended = True
 redis_socket_timeout = 30  # stock waits two minutes on a server that has stopped answering
 
 # -- Queues: `cpu` for work that needs a process of its own. Others are made as tasks name them.

@@ -116,6 +116,9 @@ class ResultBackend(RedisBackend):
         pause_s = 0.1
         while True:
             try:
+                return self._run(keys, args, commands).decode()
+            except self.connection_errors as error:
+                logger.warning("result not stored yet, reconnecting: %s", error)
                 outcome: bytes = self.ensure(self._run, (keys, args, commands))
                 return outcome.decode()
             except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:

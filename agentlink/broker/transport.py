@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections import deque
@@ -225,6 +226,10 @@ class Poller(kombu_redis.MultiChannelPoller):
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
 
+    def sockets(self) -> list[tuple[int, Any]]:
+        """Every socket to be watched, by its number."""
+        return [(sock.fileno(), sock) for sock in self._chan_to_sock.values() if sock.fileno() in self.fds]
+
     def on_readable(self, fileno: int) -> None:
         """Read what has come; news is read also while nothing may be taken, or the loop would not sleep for it."""
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
@@ -271,6 +276,8 @@ class Channel(kombu_redis.Channel):
         self.leased = False
         self._look_at = 0.0
         self._acknowledge_at: float | None = None
+        self._own_line: redis.Redis | None = None
+        self._line_pid = 0
         try:
             super().__init__(*args, **kwargs)
         except (redis.TimeoutError, redis.ConnectionError) as error:
@@ -303,7 +310,7 @@ class Channel(kombu_redis.Channel):
         if not no_ack and queue not in self._fanout_queues and not self.leased:
             self.leased = True
             self.lease.begin()
-            self.lease.reconcile(self._taker)
+            self.lease.reconcile(self._line)
         return tag
 
     def take(self) -> None:
@@ -320,7 +327,7 @@ class Channel(kombu_redis.Channel):
             self._come_back(_ACKNOWLEDGE_WITHIN_S)
         due = self._acknowledge_at is not None and now >= self._acknowledge_at
         if wanted or due or lease.waiting >= ACKNOWLEDGE_AT_ONCE:
-            taken, next_due_s = lease.exchange(self._taker, self._queue_keys, self._delayed_keys, wanted)
+            taken, next_due_s = lease.exchange(self._line, self._queue_keys, self._delayed_keys, wanted)
             self._acknowledge_at = None
             if wanted:
                 # Fewer than asked for: all queues are empty, and news will come.
@@ -335,7 +342,7 @@ class Channel(kombu_redis.Channel):
     def settle(self) -> None:
         """Send acknowledgements and returns now."""
         if self.lease.waiting:
-            self.lease.exchange(self._taker, (), (), 0)
+            self.lease.exchange(self._line, (), (), 0)
 
     def _come_back(self, delay_s: float) -> None:
         """Have the event loop, if there is one, call `take` after this time."""
@@ -348,7 +355,9 @@ class Channel(kombu_redis.Channel):
             self.take()
 
     def _deliver(self, taken: Taken) -> None:
-        payload = loads(taken.message)
+        # kombu's own reader looks for dates and the like in every object; few messages have any.
+        read = loads if b"__type__" in taken.message else json.loads
+        payload = read(taken.message)
         payload["properties"]["delivery_tag"] = self.lease.tag(taken)
         deliveries = payload.pop("agentlink_deliveries", 0)
         if deliveries:
@@ -373,11 +382,13 @@ class Channel(kombu_redis.Channel):
         self._look_at = 0.0
         return super()._receive()
 
-    @cached_property
-    def _taker(self) -> redis.Redis:
-        """One connection for all taking and acknowledging, never handed back to a pool."""
-        taker: redis.Redis = self.Client(connection_pool=self.pool, single_connection_client=True)
-        return taker
+    @property
+    def _line(self) -> redis.Redis:
+        """One connection for all this channel says, kept: making a client costs as much as the round trip."""
+        if self._own_line is None or self._line_pid != os.getpid():  # a forked process must not speak on it too
+            self._own_line = self.Client(connection_pool=self.pool, single_connection_client=True)
+            self._line_pid = os.getpid()
+        return self._own_line
 
     @property
     def _queue_keys(self) -> list[str]:
@@ -394,17 +405,18 @@ class Channel(kombu_redis.Channel):
         kombu 5.7 reads the reply to a waiting BRPOP first; on a dead connection that raises and leaves the channel half
         closed, and the next attempt to close it ends the worker: "'NoneType' object has no attribute 'hostname'".
         """
-        taker = self.__dict__.pop("_taker", None)
+        line, self._own_line = self._own_line, None
         lease = self.lease if self.leased else None
         try:
             super().close()
         finally:
             if not self.closed:
                 super().close()
-            if taker is not None and lease is not None and lease.worker:
-                with contextlib.suppress(redis.RedisError):
-                    lease.exchange(taker, (), (), 0)
-                taker.close()
+            if line is not None and self._line_pid == os.getpid():
+                if lease is not None and lease.worker:
+                    with contextlib.suppress(redis.RedisError):
+                        lease.exchange(line, (), (), 0)
+                line.close()
 
     # -- publishing
 
@@ -440,8 +452,7 @@ class Channel(kombu_redis.Channel):
         keys = ["", *(message.key for message in messages)]
         call = _call.get()
         if call is None or not self.socket_timeout:
-            with self.conn_or_acquire() as client:
-                self._publish_script(keys=keys, args=args, client=client)
+            self._publish_script(keys=keys, args=args, client=self._line)
             return
         keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
         while not self._accepted(call, keys, args):
@@ -450,12 +461,12 @@ class Channel(kombu_redis.Channel):
     def _accepted(self, call: Call, keys: list[str], args: list[Any]) -> bool:
         """One try; False when there is time for another."""
         try:
-            with self.conn_or_acquire() as client:
-                if call.from_outside:
-                    self._refuse_when_full(client)
-                latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
-                args[0] = int(latest_s * 1000)
-                accepted = self._publish_script(keys=keys, args=args, client=client)
+            client = self._line
+            if call.from_outside:
+                self._refuse_when_full(client)
+            latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
+            args[0] = int(latest_s * 1000)
+            accepted = self._publish_script(keys=keys, args=args, client=client)
         except (redis.TimeoutError, redis.ConnectionError) as error:
             waited_enough = call.from_outside and isinstance(error, redis.TimeoutError)
             if waited_enough or time.monotonic() >= call.ends_at:
@@ -550,8 +561,21 @@ class Transport(kombu_redis.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the loop watch our sockets and call us in time."""
+        before = set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
         self.cycle.call_later = loop.call_later
+        # kombu tells the loop of every socket again at each turn; new ones are enough.
+        loop.on_tick -= set(loop.on_tick) - before
+        watched: dict[int, Any] = {}
+
+        def on_tick() -> None:
+            self.cycle.on_poll_start()
+            for fd, sock in self.cycle.sockets():
+                if watched.get(fd) is not sock or fd not in loop.readers:
+                    watched[fd] = sock
+                    loop.add_reader(fd, self.on_readable, fd)
+
+        loop.on_tick.add(on_tick)
 
 
 def register() -> None:

@@ -74,7 +74,8 @@ def _start_broker(**_: Any) -> None:
 @signals.worker_process_init.connect
 def _end_with_worker(**_: Any) -> None:
     """A worker that is killed leaves no child running: stock Celery's would finish its task, unseen and unrecorded."""
-    die_with_parent(_importer_pid)
+    if os.getpid() != _importer_pid:  # the solo pool's process is the worker itself
+        die_with_parent(_importer_pid)
 
 
 @signals.worker_before_create_process.connect

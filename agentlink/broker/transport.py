@@ -17,6 +17,8 @@ import contextlib
 import json
 import logging
 import os
+import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -70,6 +72,8 @@ _ROOM_RETRY_S = 1.0
 _NO_ROOM = (redis.OutOfMemoryError, redis.ReadOnlyError)
 # Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
 _FULL_FRACTION = 0.95
+_FILLING_FRACTION = 0.8
+_WARN_AGAIN_S = 60.0
 _LOOK_AT_MEMORY_S = 0.5
 
 _call: ContextVar[Call | None] = ContextVar("agentlink_call", default=None)
@@ -183,6 +187,7 @@ class QoS(virtual.QoS):
         self._finished_at.append(time.monotonic())
         self.channel.lease.acknowledge(delivery_tag)
         super().ack(delivery_tag)
+        self.channel.wake()
 
     def forget(self, delivery_tag: str) -> None:
         """The message is no longer ours; the lease knows."""
@@ -212,6 +217,15 @@ class Poller(kombu_redis.MultiChannelPoller):
 
     #: The event loop's, once there is one.
     call_later: Callable[..., Any] | None = None
+    #: Written to, it wakes that loop.
+    waker: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close what was opened for the loop too."""
+        super().close()
+        if self.waker is not None:
+            self.waker.close()
+            self.waker = None
 
     def on_poll_start(self) -> None:
         """Take what may be taken, before the loop goes to sleep."""
@@ -277,6 +291,7 @@ class Channel(kombu_redis.Channel):
         self._look_at = 0.0
         self._acknowledge_at: float | None = None
         self._own_line: redis.Redis | None = None
+        self._loop_thread = threading.get_ident()
         self._line_pid = 0
         try:
             super().__init__(*args, **kwargs)
@@ -289,6 +304,7 @@ class Channel(kombu_redis.Channel):
             raise
         self._clock_ahead_s: float | None = None
         self._memory_seen_at = 0.0
+        self._warned_at = -_WARN_AGAIN_S
 
     # -- taking
 
@@ -338,6 +354,13 @@ class Channel(kombu_redis.Channel):
             for message in taken:
                 self._deliver(message)
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
+
+    def wake(self) -> None:
+        """Have the event loop take more, when a thread that is not its own (the threads pool's) has finished a task."""
+        waker = self.connection.cycle.waker if self.connection else None
+        if waker is not None and threading.get_ident() != self._loop_thread:
+            with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake; closed: there is nobody to wake
+                waker.send(b"\0")
 
     def settle(self) -> None:
         """Send acknowledgements and returns now."""
@@ -500,8 +523,16 @@ class Channel(kombu_redis.Channel):
         if now < self._memory_seen_at + _LOOK_AT_MEMORY_S:
             return
         info: dict[str, int] = client.info("memory")
-        if info["maxmemory"] and info["used_memory"] > _FULL_FRACTION * info["maxmemory"]:
-            raise self._unavailable(f"it is full: it uses {_FULL_FRACTION:.0%} of its maxmemory")
+        used_fraction = info["used_memory"] / info["maxmemory"] if info["maxmemory"] else 0.0
+        if used_fraction > _FULL_FRACTION:
+            raise self._unavailable(f"it is full: it uses {used_fraction:.0%} of its maxmemory")
+        if used_fraction > _FILLING_FRACTION and now > self._warned_at + _WARN_AGAIN_S:
+            self._warned_at = now
+            logger.warning(
+                "the broker uses %.0f %% of its memory; above %.0f %% it takes no new calls",
+                used_fraction * 100,
+                _FULL_FRACTION * 100,
+            )
         self._memory_seen_at = now
 
     def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
@@ -567,6 +598,10 @@ class Transport(kombu_redis.Transport):
         # kombu tells the loop of every socket again at each turn; new ones are enough.
         loop.on_tick -= set(loop.on_tick) - before
         watched: dict[int, Any] = {}
+        ear, self.cycle.waker = socket.socketpair()
+        for end in (ear, self.cycle.waker):
+            end.setblocking(False)
+        loop.add_reader(ear, _hear, ear)
 
         def on_tick() -> None:
             self.cycle.on_poll_start()
@@ -576,6 +611,11 @@ class Transport(kombu_redis.Transport):
                     loop.add_reader(fd, self.on_readable, fd)
 
         loop.on_tick.add(on_tick)
+
+
+def _hear(ear: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        ear.recv(4096)
 
 
 def register() -> None:

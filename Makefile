@@ -5,7 +5,8 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
+# pip asks rustc for its version, and rustup's stand-in for that writes into the home folder unless told where to.
+PIP := RUSTUP_HOME=$(CURDIR)/.venv/rustup $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
 ARGS ?=
 
 # What `make run` asks, and of which files: the running Python's standard library.

@@ -21,7 +21,7 @@ def test_tasks_follow_each_other_without_a_pause(system: System, pool: str) -> N
     results = group(sample.add.s(number, 1) for number in range(100)).delay()
     assert results.get(timeout=20) == list(range(1, 101))
     assert time.monotonic() - begun < 5
-    assert system.in_flight() == 0
+    wait_until(lambda: system.in_flight() == 0, what="the last acknowledgements")
 
 
 def test_a_broker_that_fills_warns_before_it_refuses(system: System, caplog: pytest.LogCaptureFixture) -> None:

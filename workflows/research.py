@@ -87,8 +87,14 @@ def show(result: report.Report) -> str:
     """The passages, and where the whole report is; what was not searched is in there."""
     answer = report.markdown(report.Report(**(result | {"skipped": []})))
     left_out = f"{len(result['skipped'])} files and folders were not searched; the report names them.  \n"
-    where = f"Report: `{result['report_html']}`  \nand `{result['report_markdown']}`\n"
-    return f"{answer}\n---\n{left_out if result['skipped'] else ''}{where}"
+    where = "\n".join(f"- `{_from_home(result[name])}`" for name in ("report_html", "report_markdown"))
+    return f"{answer}\n---\n{left_out if result['skipped'] else ''}The report:\n\n{where}\n"
+
+
+def _from_home(path: str) -> str:
+    """A path as a shell takes it, short enough to stay whole on a line."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - text is wanted
+    return f"~{path[len(home) :]}" if path.startswith(f"{home}/") else path
 
 
 @workflow(prepare=prepare, show=show)

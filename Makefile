@@ -5,13 +5,15 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# pip asks rustc for its version, and rustup's stand-in for that writes into the home folder unless told where to.
-PIP := RUSTUP_HOME=$(CURDIR)/.venv/rustup $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
 ARGS ?=
 
 # What `make run` asks, and of which files: the running Python's standard library.
 QUESTION ?= how does asyncio cancel a task?
 SOURCES ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+
+# pip asks rustc for its version, and rustup's stand-in for that writes into the home folder unless told where to.
+export RUSTUP_HOME ?= $(CURDIR)/.venv/rustup
 
 .PHONY: help run test lint bench up down lock clean
 

@@ -1,4 +1,4 @@
-"""What `agentlink up`, `down`, `status`, `run` and `doctor` do."""
+"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import logging
 import signal
 import sys
+from dataclasses import asdict
+from functools import wraps
 from typing import Any
 
 import click
@@ -70,8 +72,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        # Piped into a file or a pager there is no width to fit into, and a run's id is to be copied whole.
-        status_page.show(facts, Console(width=None if sys.stdout.isatty() else 200))
+        status_page.show(facts, _page())
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -111,6 +112,87 @@ def run(context: click.Context, workflow: str, arguments: tuple[str, ...], keep:
     context.exit(0 if succeeded else 1)
 
 
+def _filters(command: Any) -> Any:
+    command = click.option("--text", help="Only letters with this text in their reason or arguments.")(command)
+    return click.option("--task", help="Only letters of this task, by its full name or its last part.")(command)
+
+
+@cli.group(invoke_without_command=True)
+@_filters
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.pass_context
+def dead(context: click.Context, task: str | None, text: str | None, as_json: bool) -> None:
+    """List the tasks whose process died at every attempt, newest first; send them again or drop them.
+
+    An ID may be cut to as many characters as tell it from the others.
+    """
+    if context.invoked_subcommand is not None:
+        if task or text or as_json:
+            raise click.UsageError(f"options of `{context.invoked_subcommand}` come after it")
+        return
+    from agentlink import dead as letters  # Celery takes a third of a second to import
+
+    with letters.broker(load()) as client:
+        found = letters.chosen(client, (), all_of_them=True, task=task, text=text)
+        if as_json:
+            click.echo(json.dumps([asdict(letter) for letter in found], indent=2))
+        else:
+            letters.show_list(client, found, _page())
+
+
+@dead.command("show")
+@click.argument("id_", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def dead_show(id_: str, as_json: bool) -> None:
+    """Show everything that is known of a dead letter, its message and arguments whole."""
+    from agentlink import dead as letters
+
+    with letters.broker(load()) as client:
+        facts = letters.everything(client, id_)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        letters.show(facts, _page())
+
+
+def _choice(command: Any) -> Any:
+    """The arguments by which dead letters are chosen: ids, or all that the filters leave."""
+
+    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @click.option("--all", "all_of_them", is_flag=True, help="All of them, or all that --task and --text leave.")
+    @_filters
+    @wraps(command)
+    def checked(ids: tuple[str, ...], all_of_them: bool, task: str | None, text: str | None) -> None:
+        if bool(ids) == all_of_them:
+            raise click.UsageError("want either ids or --all")
+        if ids and (task or text):
+            raise click.UsageError("--task and --text go with --all, not with ids")
+        from agentlink import dead as letters
+
+        with letters.broker(load()) as client:
+            command(client, letters.chosen(client, ids, all_of_them=all_of_them, task=task, text=text))
+
+    return checked
+
+
+@dead.command("send")
+@_choice
+def dead_send(client: Any, chosen: list[Any]) -> None:
+    """Queue dead letters again, with all their attempts before them; a run they belong to goes on."""
+    from agentlink.broker import dead_letters
+
+    click.echo(f"sent again: {dead_letters.send_again(client, chosen)}")
+
+
+@dead.command("drop")
+@_choice
+def dead_drop(client: Any, chosen: list[Any]) -> None:
+    """Forget dead letters. Their runs stay failed."""
+    from agentlink.broker import dead_letters
+
+    click.echo(f"dropped: {dead_letters.drop(client, [letter.id for letter in chosen])}")
+
+
 @cli.command()
 @click.pass_context
 def doctor(context: click.Context) -> None:
@@ -122,6 +204,11 @@ def doctor(context: click.Context) -> None:
         failed |= not check.passed
         click.echo(f"{click.style('ok', fg='green') if check.passed else click.style('!!', fg='red')}  {check.says}")
     context.exit(1 if failed else 0)
+
+
+def _page() -> Console:
+    # Piped into a file or a pager there is no width to fit into, and an id is to be copied whole.
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _flower_line(state: dict[str, Any]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import click
 from celery import signals
 
 from agentlink.broker import celery_step as lease_step
+from agentlink.broker import revoked
 from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
@@ -32,6 +33,7 @@ def _settings() -> Settings:
 app = App("agentlink")
 guard_step.install(app, _settings())
 lease_step.install(app)
+revoked.install(app)
 app.config_from_object("celeryconfig")
 
 
@@ -39,7 +41,14 @@ app.config_from_object("celeryconfig")
 def task(function: Callable[..., Any], /) -> BaseTask: ...
 @overload
 def task(
-    *, memory: str | int | None = None, cpu: float | None = None, **options: Any
+    *,
+    memory: str | int | None = None,
+    cpu: float | None = None,
+    retry_for: Iterable[type[Exception]] | type[Exception] | None = None,
+    max_attempts: int | None = None,
+    retry_backoff: str | float | None = None,
+    retry_backoff_max: str | float | None = None,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], BaseTask]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -47,19 +56,36 @@ def task(
     *,
     memory: str | int | None = None,
     cpu: float | None = None,
+    retry_for: Iterable[type[Exception]] | type[Exception] | None = None,
+    max_attempts: int | None = None,
+    retry_backoff: str | float | None = None,
+    retry_backoff_max: str | float | None = None,
     **options: Any,
 ) -> BaseTask | Callable[[Callable[..., Any]], BaseTask]:
-    """Make a function a task: Celery's `app.task`, which may also declare what one call needs.
+    """Make a function a task: Celery's `app.task`, which may also declare what one call needs and when it is retried.
 
-    `memory` is a size like `"1.5GB"`, `cpu` a number of cores; everything else (`queue`, `soft_time_limit`,
-    `time_limit`, `bind`, `name` …) is Celery's.
+    `memory` is a size like `"1.5GB"`, `cpu` a number of cores.
+
+    A call that raises one of `retry_for` is tried again; by default none is, since not every task may be done twice.
+    It waits in the broker for a random time of up to `retry_backoff` (1s), then twice, four times that …, and never
+    above `retry_backoff_max` (5m). `max_attempts` (3) is how many times the call may begin in all: attempts that ended
+    with such an error and attempts that ended with the death of their process add up. After the last, the error itself
+    is the task's failure; a process that died makes it a dead letter.
+
+    Everything else (`queue`, `soft_time_limit`, `time_limit`, `bind`, `name` …) is Celery's.
 
     Raises:
-        ValueError: a size or a number of cores that makes no sense.
+        ValueError: one of these makes no sense; it says what would.
     """
     if queue := options.get("queue"):
         app.amqp.queues.add(queue)  # workers take from it too, unless they are told which queues are theirs
-    decorate: Callable[[Callable[..., Any]], BaseTask] = app.task(**task_options(memory, cpu, options))
+    retry = {
+        "retry_for": retry_for,
+        "max_attempts": max_attempts,
+        "retry_backoff": retry_backoff,
+        "retry_backoff_max": retry_backoff_max,
+    }
+    decorate: Callable[[Callable[..., Any]], BaseTask] = app.task(**task_options(memory, cpu, retry, options))
     return decorate(function) if function is not None else decorate
 
 

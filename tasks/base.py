@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import DELIVERIES_HEADER, deadline, register, together
 from agentlink.settings import load
 from agentlink.units import format_size, parse_size
+from tasks.retries import retry_options
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,23 @@ class BaseTask(Task):
     #: CPU cores one call keeps busy; None: not known.
     cpu_cores: float | None = None
 
-    #: Also how soon a task is sent again after its process was killed; Celery's default is three minutes.
+    #: How many times a call may begin, whatever ended the attempt before: an error in `retry_for`, a `self.retry()`, or
+    #: the death of its process. After the last, the error is the task's failure, and a death makes it a dead letter.
+    #: Three: two deaths can be bad luck (the kernel was short of memory, somebody killed the wrong one), three are not.
+    max_attempts = 3
+    #: Celery's word for the same, less the first attempt. A task that sets it itself bounds all its attempts by it, and
+    #: the deaths among them by `max_attempts`: None suits one that calls `self.retry()` until something is there.
+    max_retries: int | None = max_attempts - 1
+    #: Of a `self.retry()` that does not say; Celery's default is three minutes.
     default_retry_delay = 3
 
-    #: How many times a call may begin whose process dies of it; then it is a dead letter.
-    max_attempts = 3
-
     Request = "tasks.request:Request"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the two words for attempts together, also where a task was not made by `@task`."""
+        super().__init_subclass__(**kwargs)
+        if "max_attempts" in vars(cls) and "max_retries" not in vars(cls):
+            cls.max_retries = cls.max_attempts - 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body, unless the message came twice: then its first result stands, and is passed on but once."""
@@ -65,6 +77,34 @@ class BaseTask(Task):
         if outcome == "kept":
             return self._result_again(request)
         return self.run(*args, **kwargs)
+
+    def begins_again(self, retries: int, deaths: int) -> bool:
+        """Whether a call that was retried and whose process died so often may begin once more."""
+        spent = self.max_retries is not None and retries + deaths > self.max_retries
+        return not spent and deaths < self.max_attempts
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's. After the last attempt the task fails with what went wrong, not with Celery's word for it.
+
+        Attempts that ended with the death of a process count as well.
+        """
+        error = exc or sys.exc_info()[1]
+        request = self.request
+        deaths = getattr(request, DELIVERIES_HEADER, 0) or 0
+        limit = self.max_retries if max_retries is None else max_retries
+        if deaths and limit is not None and request.retries + 1 + deaths > limit:
+            raise error or self.MaxRetriesExceededError(f"{self.name} has no attempts left", task_args=request.args)
+        return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
 
     def _begin(self, request: Any) -> str:
         """Record that a step begins, and claim it. A task outside any run does neither, unless it came again."""
@@ -90,6 +130,7 @@ class BaseTask(Task):
 class App(Celery):
     """A Celery app whose calls are accepted within the publish timeout or raise `BrokerUnavailable`."""
 
+    control_cls = "tasks.control:Control"
     _broker_seen = False
 
     def __init__(self, main: str, **kwargs: Any) -> None:
@@ -167,13 +208,24 @@ def _fit_soft_limit(options: dict[str, Any]) -> None:
         options["soft_time_limit"] = hard_s * _SOFT_FRACTION
 
 
-def task_options(memory: str | int | None, cpu: float | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Celery's task options with what `@task` takes in people's words.
+def task_options(
+    memory: str | int | None, cpu: float | None, retry: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Celery's task options with what `@task` takes in people's words; `retry` is for `retry_options`.
 
     Raises:
         ValueError: what was given and what would be right.
     """
     _fit_soft_limit(options)
+    if "autoretry_for" in options:  # all of it in Celery's words, then
+        options |= {name: value for name, value in retry.items() if value is not None}
+        if "retry_for" in options:
+            raise ValueError("want retry_for or Celery's autoretry_for, not both")
+    else:
+        made = retry_options(**retry)
+        if both := made.keys() & options.keys():
+            raise ValueError(f"want max_attempts and retry_for or Celery's {', '.join(sorted(both))}, not both")
+        options |= made
     if memory is not None:
         options["memory_bytes"] = parse_size(memory)
     if cpu is not None:

@@ -1,7 +1,7 @@
 """What a worker's main process knows of a task it has handed to the pool, and what it does when that ends badly.
 
-Of `celery.worker.request.Request` 5.7, held by a contract test: `execute_using_pool`, `on_accepted`, `on_failure`,
-`_context`, `message`.
+Of `celery.worker.request.Request` 5.7, held by a contract test: `revoked`, `_apply_result`, `on_accepted`,
+`on_failure`, `_context`, `message`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import redis
 from billiard.einfo import ExceptionInfo
 from celery.app.task import Context
-from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.exceptions import WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
@@ -32,15 +33,34 @@ class Request(CeleryRequest):
         count: int = self.request_dict.get(DELIVERIES_HEADER, 0)
         return count
 
-    def execute_using_pool(self, pool: Any, **kwargs: Any) -> Any:
-        """Hand it to the pool, unless it has killed enough workers."""
-        if self.deaths >= self.task.max_attempts:
-            self._bury(ProcessDied(self.name, "its worker ended with it", self.deaths))
-            raise TaskRevokedError(self.id)
-        job = super().execute_using_pool(pool, **kwargs)
-        if job is not None:
-            handed_over[self.message.delivery_tag] = job
-        return job
+    @property
+    def retries(self) -> int:
+        """How often it has been tried again after an error."""
+        count: int = self.request_dict.get("retries") or 0
+        return count
+
+    def revoked(self) -> bool:
+        """Whether it is not to run: revoked, expired, or buried now because it has killed enough workers.
+
+        Celery makes a class of this one for each task, with an `execute_using_pool` of its own: it asks this first.
+        """
+        if super().revoked():
+            return True
+        if not self.deaths or self.task.begins_again(self.retries, self.deaths) or self._success_was_stored():
+            return False
+        self._bury(ProcessDied(self.name, "its worker ended with it", self.retries + self.deaths))
+        return True
+
+    @property
+    def _apply_result(self) -> Any:
+        return self.__dict__.get("job")
+
+    @_apply_result.setter
+    def _apply_result(self, reference: Any) -> None:
+        """Celery keeps here the pool's result of it, from when it hands the task over."""
+        self.__dict__["job"] = reference
+        if reference is not None:
+            handed_over[self.message.delivery_tag] = reference()
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A pool process has begun it."""
@@ -70,8 +90,8 @@ class Request(CeleryRequest):
         ours = self.task.acks_late and isinstance(channel, Channel)
         if not ours or state.should_terminate or self._success_was_stored():
             return False
-        died = ProcessDied(self.name, str(error) or type(error).__name__, self.deaths + 1)
-        if died.attempts >= self.task.max_attempts:
+        died = ProcessDied(self.name, str(error) or type(error).__name__, self.retries + self.deaths + 1)
+        if not self.task.begins_again(self.retries, self.deaths + 1):
             self._bury(died)
         else:
             logger.warning("%s; it runs again", died)
@@ -83,13 +103,25 @@ class Request(CeleryRequest):
 
     def _bury(self, died: ProcessDied) -> None:
         """Keep it as a dead letter, fail its run, and be done with its message."""
-        logger.error("%s; it is a dead letter now", died)
         context = Context(self.request_dict)
-        dead_letters.bury(self.task.backend.client, self.message, reason=str(died), attempts=died.attempts)
+        backend = self.task.backend
+        try:
+            letter = dead_letters.bury(backend.client, self.message, reason=str(died), attempts=died.attempts)
+        except redis.RedisError:  # full, say: this is the main process, which must go on
+            logger.exception("%s; it goes back to its queue, since it can't be made a dead letter now", died)
+            state.task_ready(self, successful=False)
+            self.reject(requeue=True)
+            return
+        if letter is None:
+            logger.warning("%s; another worker has it by now", died)
+            state.task_ready(self, successful=False)
+            self.acknowledge()
+            return
+        logger.error("%s; it is a dead letter now", died)
         if getattr(context, "agentlink_run", None):
             # The canvas around it waits: sent again and done, the letter completes its run.
-            self.task.backend.store_result(self.id, died, "FAILURE", request=context)
+            backend.store_result(self.id, died, "FAILURE", request=context)
         else:
-            self.task.backend.mark_as_failure(self.id, died, request=context)
+            backend.mark_as_failure(self.id, died, request=context)
         state.task_ready(self, successful=False)
         self.acknowledge()

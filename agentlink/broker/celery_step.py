@@ -12,6 +12,8 @@ from celery.worker import state
 
 from agentlink.broker.transport import Channel
 
+_PROCESS_ENDS_WITHIN_S = 0.05
+
 #: What became of the messages given to the pool: delivery tag → the pool's result of it, for as long as that exists.
 handed_over: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -19,6 +21,7 @@ handed_over: WeakValueDictionary[str, Any] = WeakValueDictionary()
 def install(app: Celery) -> None:
     """Have every worker of `app` tell its lease what it is working on. Doing it twice changes nothing."""
     app.steps["consumer"].add(LeaseStep)
+    app.steps["worker"].add(PoolStep)
 
 
 class LeaseStep(bootsteps.StartStopStep):
@@ -49,6 +52,29 @@ class LeaseStep(bootsteps.StartStopStep):
         if isinstance(channel, Channel) and channel.leased:
             with contextlib.suppress(redis.RedisError):  # it runs out, then
                 channel.lease.end()
+
+
+class PoolStep(bootsteps.StartStopStep):
+    """Has a process that died replaced, and its task run again, at once.
+
+    Celery 5.7 looks when the process's end of a pipe closes. That is a moment too early: the process can't be waited
+    for yet, nothing is found, and the next look is up to five seconds away.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        """Before the event loop watches the processes."""
+        pool: Any = getattr(worker.pool, "_pool", None)
+        stock = getattr(pool, "_event_process_exit", None)
+        if stock is None:  # no pool of processes
+            return
+
+        def look_again(hub: Any, process: Any) -> None:
+            stock(hub, process)
+            hub.call_later(_PROCESS_ENDS_WITHIN_S, pool.maintain_pool)
+
+        pool._event_process_exit = look_again
 
 
 def running_tags() -> set[str]:

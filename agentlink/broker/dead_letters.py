@@ -1,34 +1,49 @@
 """Messages whose task killed its process, or its worker, once too often: kept with the reason, sent again on request.
 
-A letter is kept whole, as it was taken from its queue. Sending it again begins its attempts anew; what the run store
-has to say to that (the run goes on) is in `reopeners`.
+A message is kept as it was in flight, apart from what a list of letters shows: ten thousand letters are listed without
+reading their messages. Sending one again begins its attempts anew; what the run store has to say to that (the run goes
+on) is in `reopeners`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import time
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import redis
 from kombu.utils.json import dumps, loads
 
-from agentlink.broker.lease import WAKE_PREFIX
+from agentlink.broker.errors import LetterAmbiguous, LetterUnknown
+from agentlink.broker.lease import IN_FLIGHT_PREFIX, WAKE_PREFIX
 from agentlink.broker.transport import DELIVERIES_HEADER, Channel, Command
 
-LETTERS_KEY = "agentlink:dead"
-INDEX_KEY = "agentlink:dead:index"
+#: The letters' ids by the time they were buried, what is shown of each (JSON), and queue key, NUL, message.
+INDEX_KEY = "agentlink:dead"
+LETTERS_KEY = "agentlink:dead:letters"
+MESSAGES_KEY = "agentlink:dead:messages"
 #: The most letters kept, and for how long; the oldest go first.
 KEEP_LETTERS = 10_000
 KEEP_S = 30 * 86400
 
+# A round trip brings this many; a reader who wants ten waits for no more.
+_PAGE = 500
+_SHORTEST_PREFIX = 8
+_SIGNAL = re.compile(r"signal \d+ \((SIG[A-Z0-9+]+)\)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """A message nobody tries any more. `buried_at` is in seconds since 1970."""
+    """What is known of a message nobody tries any more. `buried_at` is in seconds since 1970.
+
+    `arguments` are as Celery shows them, cut where they are long; the message has them whole.
+    """
 
     id: str
     task: str
@@ -38,81 +53,153 @@ class DeadLetter:
     buried_at: float
     run_id: str | None
     arguments: str
-    message: str
+    #: The signal that killed the last process, as the reason tells it.
+    signal: str | None = None
+    #: Where the task was, if it could still tell.
+    traceback: str | None = None
 
 
 #: What turns a letter that is sent again into broker commands that run with it.
 reopeners: list[Callable[[DeadLetter], Iterable[Command]]] = []
 
 
-def bury(client: redis.Redis, message: Any, *, reason: str, attempts: int) -> DeadLetter:
-    """Keep a kombu message, with why; the letters too old or too many go."""
-    raw, now = message._raw, time.time()
-    headers = raw["headers"]
+def bury(
+    client: redis.Redis, message: Any, *, reason: str, attempts: int, traceback: str | None = None
+) -> DeadLetter | None:
+    """Keep a kombu message, with why; the letters too old or too many go.
+
+    Done twice, it is one letter. None when another worker has the message by now: then it is not ours to bury.
+    """
+    flight = _flight(client, message)
+    if flight is None:
+        return None
+    now, headers = time.time(), message.headers
     letter = DeadLetter(
         id=headers["id"],
         task=headers["task"],
-        queue=raw["properties"]["delivery_info"]["routing_key"],
+        queue=flight.partition("\0")[0].partition(Channel.sep)[0],
         reason=reason,
         attempts=attempts,
         buried_at=now,
         run_id=headers.get("agentlink_run"),
-        arguments=f"{headers.get('argsrepr', '')} {headers.get('kwargsrepr', '')}",
-        message=dumps(raw),
+        arguments=f"{headers.get('argsrepr') or ''} {headers.get('kwargsrepr') or ''}",
+        signal=match[1] if (match := _SIGNAL.search(reason)) else None,
+        traceback=traceback,
     )
     with client.pipeline() as pipe:
+        pipe.hset(MESSAGES_KEY, letter.id, flight)
         pipe.hset(LETTERS_KEY, letter.id, json.dumps(asdict(letter)))
         pipe.zadd(INDEX_KEY, {letter.id: now})
+        for key in (INDEX_KEY, LETTERS_KEY, MESSAGES_KEY):
+            pipe.expire(key, KEEP_S)  # with the youngest letter all of them are too old
         pipe.zrangebyscore(INDEX_KEY, "-inf", now - KEEP_S)
         pipe.zrange(INDEX_KEY, 0, -KEEP_LETTERS - 1)
         *_, too_old, too_many = pipe.execute()
-    drop(client, [_text(letter_id) for letter_id in {*too_old, *too_many}])
+    drop(client, {_text(letter_id) for letter_id in [*too_old, *too_many]})
     return letter
+
+
+def _flight(client: redis.Redis, message: Any) -> str | None:
+    """Queue key, NUL, message: as it is in flight, so that it goes back to where it was taken from."""
+    worker, _, number = str(message.delivery_tag).rpartition("/")
+    value = client.hget(IN_FLIGHT_PREFIX + worker, number)
+    return None if value is None else _text(value)
 
 
 def count(client: redis.Redis) -> int:
     """How many letters there are."""
-    return int(client.zcard(INDEX_KEY))
+    return int(client.zcount(INDEX_KEY, time.time() - KEEP_S, "+inf"))
 
 
-def find(client: redis.Redis, *, task: str | None = None, text: str | None = None) -> list[DeadLetter]:
-    """The letters, newest first: all, or those of one task, or whose reason or arguments hold a text."""
-    letters = [_decode(value) for value in client.hvals(LETTERS_KEY)]
-    found = [
-        letter
-        for letter in letters
-        if (task is None or letter.task == task or letter.task.rsplit(".", 1)[-1] == task)
-        and (text is None or text in letter.reason or text in letter.arguments)
-    ]
-    return sorted(found, key=lambda letter: letter.buried_at, reverse=True)
+def find(client: redis.Redis, *, task: str | None = None, text: str | None = None) -> Iterator[DeadLetter]:
+    """The letters, newest first: all, or those of one task, or whose reason or arguments hold a text.
+
+    `task` is a task's name, in full or its last part; upper and lower case of `text` are the same.
+    """
+    ids = _ids(client)
+    for start in range(0, len(ids), _PAGE):
+        for value in client.hmget(LETTERS_KEY, ids[start : start + _PAGE]):
+            if value is None:
+                continue  # sent again or dropped meanwhile
+            letter = _decode(value)
+            if (task is None or task in (letter.task, letter.task.rsplit(".", 1)[-1])) and (
+                text is None or text.casefold() in f"{letter.reason}\0{letter.arguments}".casefold()
+            ):
+                yield letter
 
 
-def read(client: redis.Redis, letter_id: str) -> DeadLetter | None:
-    """One letter by its task's id, or None."""
-    value = client.hget(LETTERS_KEY, letter_id)
-    return None if value is None else _decode(value)
+def read(client: redis.Redis, prefix: str) -> DeadLetter:
+    """The letter whose id this is, or the only one whose id begins so.
+
+    Raises:
+        LetterUnknown: there is none.
+        LetterAmbiguous: there are several.
+    """
+    ids = _ids(client)
+    matches = [prefix] if prefix in ids else [letter_id for letter_id in ids if prefix and letter_id.startswith(prefix)]
+    if len(matches) > 1:
+        raise LetterAmbiguous(prefix, matches)
+    value = client.hget(LETTERS_KEY, matches[0]) if matches else None
+    if value is None:
+        raise LetterUnknown(prefix)
+    return _decode(value)
+
+
+def prefix_length(client: redis.Redis) -> int:
+    """How many characters of any letter's id tell it from the others; eight at least, for the next letter's sake."""
+    length = _SHORTEST_PREFIX
+    for one, next_one in pairwise(sorted(_ids(client))):
+        while one[:length] == next_one[:length]:
+            length += 1
+    return length
+
+
+def message_of(client: redis.Redis, letter: DeadLetter) -> dict[str, Any]:
+    """A letter's whole message; its body (arguments and what comes after the task) can be read.
+
+    Raises:
+        LetterUnknown: it was sent again or dropped meanwhile.
+    """
+    value = client.hget(MESSAGES_KEY, letter.id)
+    if value is None:
+        raise LetterUnknown(letter.id)
+    message: dict[str, Any] = loads(_text(value).partition("\0")[2])
+    encoded = message["properties"].get("body_encoding") == "base64"
+    if encoded and message.get("content-type") == "application/json" and not message["headers"].get("compression"):
+        message["body"] = json.loads(base64.b64decode(message["body"]))
+    return message
 
 
 def send_again(client: redis.Redis, letters: Iterable[DeadLetter]) -> int:
     """Queue letters again, their attempts begun anew; return how many. Each goes once, whoever asks."""
     sent = 0
     for letter in letters:
-        if not client.zrem(INDEX_KEY, letter.id):
-            continue  # somebody else has just done it
-        payload = loads(letter.message)
-        payload["headers"].pop(DELIVERIES_HEADER, None)
-        payload["properties"]["delivery_tag"] = str(uuid.uuid4())
-        priority = int(payload["properties"].get("priority") or 0)
-        key = f"{letter.queue}{Channel.sep}{priority}" if priority else letter.queue
-        with client.pipeline() as pipe:
-            for command in (command for reopen in reopeners for command in reopen(letter)):
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            pipe.lpush(key, dumps(payload))
-            pipe.hdel(LETTERS_KEY, letter.id)
-            pipe.publish(WAKE_PREFIX + letter.queue, "")
-            pipe.execute()
-        sent += 1
+        sent += bool(client.transaction(partial(_send, letter), INDEX_KEY, value_from_callable=True))
     return sent
+
+
+def _send(letter: DeadLetter, pipe: Any) -> Any:
+    """In a transaction that is begun anew should anybody touch the letters meanwhile."""
+    value = pipe.hget(MESSAGES_KEY, letter.id)
+    if value is None:
+        return False  # somebody else has just done it
+    key, _, message = _text(value).partition("\0")
+    pipe.multi()
+    for command in (command for reopen in reopeners for command in reopen(letter)):
+        pipe.execute_command(*command)
+    pipe.lpush(key, dumps(_as_new(loads(message))))
+    _forget(pipe, [letter.id])
+    pipe.publish(WAKE_PREFIX + letter.queue, "")
+    return True
+
+
+def _as_new(payload: dict[str, Any]) -> dict[str, Any]:
+    """The message as if nobody had tried it. Whoever sends it again wants it to run, expired or not."""
+    payload.pop(DELIVERIES_HEADER, None)
+    headers = payload["headers"]
+    headers.pop(DELIVERIES_HEADER, None)
+    headers |= {"retries": 0, "expires": None, "eta": None}
+    return payload
 
 
 def drop(client: redis.Redis, letter_ids: Iterable[str]) -> int:
@@ -121,9 +208,20 @@ def drop(client: redis.Redis, letter_ids: Iterable[str]) -> int:
     if not ids:
         return 0
     with client.pipeline() as pipe:
-        pipe.hdel(LETTERS_KEY, *ids)
-        pipe.zrem(INDEX_KEY, *ids)
+        _forget(pipe, ids)
         return int(pipe.execute()[0])
+
+
+def _forget(pipe: Any, ids: list[str]) -> None:
+    pipe.zrem(INDEX_KEY, *ids)
+    pipe.hdel(LETTERS_KEY, *ids)
+    pipe.hdel(MESSAGES_KEY, *ids)
+
+
+def _ids(client: redis.Redis) -> list[str]:
+    """Of all letters not too old, newest first."""
+    ids: list[bytes] = client.zrevrangebyscore(INDEX_KEY, "+inf", time.time() - KEEP_S)  # type: ignore[assignment]  # no scores asked for
+    return [_text(letter_id) for letter_id in ids]
 
 
 def _decode(value: bytes | str) -> DeadLetter:

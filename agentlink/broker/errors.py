@@ -45,3 +45,37 @@ class BrokerUnavailable(BrokerError, OperationalError):
 
     def __str__(self) -> str:
         return f"the broker at {self.broker} did not take the call: {self.reason}"
+
+
+class LetterUnknown(AgentLinkError):
+    """No dead letter has this id, or one that begins so."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self.prefix = prefix
+
+    def __str__(self) -> str:
+        return f"no dead letter's id is or begins with {self.prefix!r}; `agentlink dead` lists them"
+
+
+class LetterAmbiguous(AgentLinkError):
+    """Several dead letters' ids begin so."""
+
+    def __init__(self, prefix: str, ids: list[str]) -> None:
+        super().__init__(prefix, ids)
+        self.prefix, self.ids = prefix, ids
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
+        return f"{len(self.ids)} dead letters' ids begin with {self.prefix!r} ({shown}); give more of it"
+
+
+class BrokerNotRunning(BrokerError):
+    """The broker does not run, and what was asked for starts nothing."""
+
+    def __init__(self, broker: str, reason: str) -> None:
+        super().__init__(broker, reason)
+        self.broker, self.reason = broker, reason
+
+    def __str__(self) -> str:
+        return f"the broker at {self.broker} can't be asked: {self.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -98,3 +97,77 @@ def die(unless: str) -> str:
     if not Path(unless).exists():
         os._exit(137)
     return "survived"
+
+
+@task
+def join(words: list[str]) -> str:
+    return " ".join(words)
+
+
+@workflow
+def deadly(unless: str) -> Any:
+    """A poison among a chord's header."""
+    return chord([die.s(unless), die.si(__file__)], join.s())
+
+
+@workflow
+def double(number: int) -> Any:
+    """Twice twice the number."""
+    return chain(add.s(number, number), twice.s())
+
+
+@task
+def twice(number: int) -> int:
+    return 2 * number
+
+
+@workflow
+def shaped(shape: str) -> Any:
+    """A canvas of tests/integration/test_canvases.py, by its name."""
+    from tests.integration.test_canvases import CANVASES, FAILING
+
+    if shape == "empty chain":
+        return chain()
+    return CANVASES[shape][0]() if shape in CANVASES else FAILING[shape]()
+
+
+@workflow
+def sums(count: int) -> Any:
+    """Add 1 to each number below `count` in parallel, sum up, add 1000."""
+    return chain(chord([add.s(number, 1) for number in range(count)], total.s()), add.s(1000))
+
+
+@workflow
+def parallel(count: int) -> Any:
+    return group(add.s(number, number) for number in range(count))
+
+
+@workflow
+def one_fails(message: str) -> Any:
+    return chord([add.s(1, 1), fail.si(message)], total.s())
+
+
+@workflow
+def immediate(value: int) -> int:
+    return value * 2
+
+
+@workflow
+def unbuildable(message: str) -> Any:
+    raise ValueError(message)
+
+
+@workflow
+def same_step_twice() -> Any:
+    increment = add.s(1)
+    return chain(add.s(0, 0), increment, increment)
+
+
+@workflow
+def ignoring(x: int) -> Any:
+    return chain(ignored.s(x), add.si(x, 1))
+
+
+@workflow
+def waits(path: str, started: str) -> Any:
+    return chain(wait_for_file.si(path, started=started), add.si(1, 1))

@@ -1,0 +1,113 @@
+"""`agentlink dead`: the dead letters, for a person to read, send again or drop. Starts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import redis
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import workflows  # noqa: F401 - it has a say when a letter of a run is sent again
+from agentlink.broker import dead_letters, server
+from agentlink.broker.dead_letters import DeadLetter
+from agentlink.broker.errors import BrokerNotRunning
+from agentlink.settings import Settings
+from tasks import app
+
+
+@contextlib.contextmanager
+def broker(settings: Settings) -> Iterator[redis.Redis]:
+    """A client of the broker that runs.
+
+    Raises:
+        BrokerNotRunning: none does, or it went away meanwhile.
+    """
+    if settings.embedded and not server.is_running(settings):
+        pid = server.holder(settings)
+        hangs = f"pid {pid} does not answer; its log is {server.log_path(settings)}"
+        raise BrokerNotRunning(settings.shown_url, hangs if pid else "it is not running; `agentlink up` starts it")
+    try:
+        yield app.backend.client
+    except redis.RedisError as error:
+        raise BrokerNotRunning(settings.shown_url, str(error)) from error
+
+
+def chosen(
+    client: redis.Redis, prefixes: Iterable[str], *, all_of_them: bool, task: str | None, text: str | None
+) -> list[DeadLetter]:
+    """The letters that a command line names: by what their ids begin with, or all that the filters leave.
+
+    Raises:
+        LetterUnknown, LetterAmbiguous: an id names no letter, or several; then nothing is to be done.
+    """
+    if all_of_them:
+        return list(dead_letters.find(client, task=task, text=text))
+    letters = {letter.id: letter for letter in (dead_letters.read(client, prefix) for prefix in prefixes)}
+    return list(letters.values())
+
+
+def show_list(client: redis.Redis, letters: list[DeadLetter], console: Console) -> None:
+    """Print one line a letter; ids as short as they can be to be told apart."""
+    if not letters:
+        console.print("no dead letters")
+        return
+    id_length = dead_letters.prefix_length(client)
+    table = Table(box=None, pad_edge=False, expand=True)
+    for title in ("id", "task", "queue", "attempts", "when"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
+    for letter in letters:
+        table.add_row(
+            escape(letter.id[:id_length]),
+            escape(letter.task.rsplit(".", 1)[-1]),
+            escape(letter.queue),
+            str(letter.attempts),
+            _when(letter.buried_at),
+            escape(" ".join(letter.reason.split())),
+        )
+    console.print(table)
+
+
+def everything(client: redis.Redis, prefix: str) -> dict[str, Any]:
+    """All there is of the letter whose id begins so, ready for JSON.
+
+    Raises:
+        LetterUnknown, LetterAmbiguous: the id names no letter, or several.
+    """
+    letter = dead_letters.read(client, prefix)
+    return asdict(letter) | {"message": dead_letters.message_of(client, letter)}
+
+
+def show(facts: dict[str, Any], console: Console) -> None:
+    """Print all there is of a letter for a person."""
+    message = facts["message"]
+    body = message.pop("body")
+    readable = isinstance(body, list)
+    lines = {
+        "id": facts["id"],
+        "task": facts["task"],
+        "queue": facts["queue"],
+        "run": facts["run_id"] or "none",
+        "attempts": facts["attempts"],
+        "died": _when(facts["buried_at"]),
+        "why": facts["reason"],
+        "signal": facts["signal"],
+        "arguments": json.dumps(body[:2], ensure_ascii=False) if readable else facts["arguments"],
+        "then": json.dumps(body[2], ensure_ascii=False) if readable and any(body[2].values()) else None,
+        "message": json.dumps(message, ensure_ascii=False, indent=2),
+        "traceback": facts["traceback"],
+    }
+    for name, value in lines.items():
+        if value is not None:
+            console.print(f"{name:<9} {escape(str(value))}", highlight=False, soft_wrap=True)
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

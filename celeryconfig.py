@@ -8,11 +8,19 @@ _settings = load()
 
 # -- Where: one server holds queues, results and runs.
 broker_url = _settings.url
-result_backend = f"agentlink.broker.results:ResultBackend+{_settings.result_url}"
-broker_transport_options = {
-    # A server that has stopped answering is noticed by half of a call's deadline: the other half is for a second try.
+_backend = "SentinelResultBackend" if _settings.behind_sentinel else "ResultBackend"
+result_backend = f"agentlink.broker.results:{_backend}+{_settings.result_url}"
+# A server that has stopped answering is noticed by half of a call's deadline: the other half is for a second try.
+_patience = {
     "socket_timeout": _settings.publish_timeout_s / 2,
     "socket_connect_timeout": _settings.publish_timeout_s / 2,
+}
+# A Sentinel that does not answer is not asked again (ten times, by default) before the next one is.
+_sentinel = {"master_name": _settings.broker_master, "sentinel_kwargs": {**_patience, "retry": None}}
+result_backend_transport_options = _sentinel if _settings.behind_sentinel else {}
+broker_transport_options = {
+    **_patience,
+    **result_backend_transport_options,
     # A worker not heard of for this long is dead, and its messages are queued again. No task is too long for it.
     "lease_s": _settings.lease_s,
     # A list for each priority, 9 the most urgent; Flower reads the queues' lengths by this too.

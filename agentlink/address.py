@@ -1,4 +1,4 @@
-"""The address of a Redis or Valkey of the user's own: what may be written, and what of it may be shown.
+"""The address of a Redis or Valkey of the user's own, or of Sentinels that know it: what may be written, and shown.
 
 An address may hold a password. No message here repeats it, also where an address is too wrong to be taken apart.
 """
@@ -18,7 +18,10 @@ _SCHEMES = {
     "valkeys": "rediss",
     "redis+socket": "redis+socket",
     "valkey+socket": "redis+socket",
+    "sentinel": "sentinel",
 }
+_EXAMPLES = {"sentinel": "sentinel://localhost:26379/0"}
+_SENTINEL_PORT = 26379
 # sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing zero.
 SOCKET_PATH_MAX_BYTES = 103
 
@@ -27,14 +30,18 @@ _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _HOST = re.compile(r"[\w.-]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
 _USER = re.compile(r"[\w.-]*")
 _SCHEME = re.compile(r"[a-zA-Z+]*://")
+# Between Sentinels; the scheme need not be written again.
+_SEPARATORS = re.compile(r"[;,](?:sentinel://)?", re.IGNORECASE)
 # A port that is none, as where "@" and the host were forgotten.
 _NO_PORT = re.compile(r"^([^/?#\[\]]*:)(?![0-9]*(?:[/?#]|$))[^/?#]*")
 _PASSWORD_VALUE = re.compile(r"(passw[^=&]*=)[^&]*", re.IGNORECASE)
 _DATABASE = re.compile(r"[0-9]{1,9}")
+# Of several Sentinels one, as `checked_address` writes it.
+_ONE_OF_SEVERAL = re.compile(r"sentinel://(?:[^@/?#;,]*@)?(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}/[0-9]{1,9}")
 
 
 def checked_address(written: str) -> str:
-    """The address as Celery and kombu take it: `redis://`, `rediss://` or `redis+socket://`.
+    """The address as Celery and kombu take it: `redis://`, `rediss://`, `redis+socket://`, or one or more `sentinel://`.
 
     Raises:
         ValueError: what is wrong, and what would be right.
@@ -45,20 +52,29 @@ def checked_address(written: str) -> str:
         raise _problem(f"want a URL that starts with {', '.join(s + '://' for s in _SCHEMES)}", written)
     if re.search(r"[\s\x00-\x1f\x7f#]", rest) or not written.isprintable():
         raise _problem("want no spaces, no '#' and no control characters; a password has them as %20 or %23", written)
+    places = _SEPARATORS.split(rest) if spelt == "sentinel" else [rest]
     try:
-        parts = urlsplit(f"{spelt}://{rest}")
+        parts = [urlsplit(f"{spelt}://{place}") for place in places]
     except ValueError:  # brackets that do not match, as of an IPv6 address; its text may hold the password
         raise _problem("want an IPv6 address in brackets, and a password's own as %5B and %5D", written) from None
-    if "@" in parts.path + parts.query:
+    if any("@" in part.path + part.query for part in parts):
         raise _problem("want the characters / ? and @ of a password as %2F, %3F and %40", written)
-    problem = _socket_problem(parts) if spelt == "redis+socket" else _host_problem(parts) or _tls_problem(parts)
-    if problem:
+    if ";" in rest and spelt != "sentinel":  # Celery would take it for two addresses
+        raise _problem("want one address, and the character ; of a password or a path as %3B", written)
+    if problem := _problem_with(parts):
         raise _problem(problem, written)
-    return f"{spelt}://{rest}"
+    return _spelt_out(parts) if spelt == "sentinel" else f"{spelt}://{rest}"
 
 
 def shown_address(address: str) -> str:
     """An address without its password; what takes the place of one is hidden too."""
+    places = address.split(";")
+    if all(_ONE_OF_SEVERAL.fullmatch(place) for place in places):
+        return ";".join(map(_shown, places))
+    return _shown(address)
+
+
+def _shown(address: str) -> str:
     scheme = match[0] if (match := _SCHEME.match(address)) else ""
     user, at, place = address[len(scheme) :].rpartition("@")
     if at:
@@ -72,19 +88,58 @@ def _problem(want: str, written: str) -> ValueError:
     return ValueError(f"{want}, got {(shown if len(shown) <= 200 else shown[:199] + '…')!r}")
 
 
+def _problem_with(parts: list[SplitResult]) -> str | None:
+    if parts[0].scheme == "sentinel":
+        return _sentinels_problem(parts)
+    (server,) = parts
+    return _socket_problem(server) if server.scheme == "redis+socket" else _host_problem(server) or _tls_problem(server)
+
+
 def _host_problem(parts: SplitResult) -> str | None:
     try:
         port = parts.port
     except ValueError:
         port = 0
+    example = _EXAMPLES.get(parts.scheme, "redis://localhost:6379/0")
     if not _HOST.fullmatch(unquote(parts.hostname or "")):
-        return "want a host, as in redis://localhost:6379/0"
+        return f"want a host, as in {example}"
     if parts.netloc.endswith(":") or (port is not None and not 1 <= port <= 65535):
-        return "want a port from 1 to 65535, as in redis://localhost:6379/0"
-    database = parts.path.removeprefix("/")
+        return f"want a port from 1 to 65535, as in {example}"
+    database = _database_of(parts)
     if database and not _DATABASE.fullmatch(database):
-        return "want the number of a database after the host, as in redis://localhost:6379/0"
+        return f"want the number of a database after the host, as in {example}"
     return None
+
+
+def _sentinels_problem(sentinels: list[SplitResult]) -> str | None:
+    user, *others = (_user_of(sentinel) for sentinel in sentinels)
+    if not {user, ""}.issuperset(others):
+        return "want user and password before the first host only, and their characters ; and , as %3B and %2C"
+    if problem := next(filter(None, map(_host_problem, sentinels)), None):
+        return problem
+    if any(sentinel.query for sentinel in sentinels):
+        return "want nothing after the database; TLS is not taken with sentinel://"
+    if len({_database_of(sentinel) for sentinel in sentinels} - {""}) > 1:
+        return "want one number of a database, as in sentinel://one:26379;sentinel://two:26379/0"
+    return None
+
+
+def _spelt_out(sentinels: list[SplitResult]) -> str:
+    """With user, port and database at every place: Celery looks for them at the first, kombu at any."""
+    user = _user_of(sentinels[0])
+    database = next(filter(None, map(_database_of, sentinels)), "0")
+    hosts = [sentinel.netloc.rpartition("@")[2] for sentinel in sentinels]
+    ports = ["" if sentinel.port else f":{_SENTINEL_PORT}" for sentinel in sentinels]
+    return ";".join(f"sentinel://{user}{host}{port}/{database}" for host, port in zip(hosts, ports, strict=True))
+
+
+def _user_of(parts: SplitResult) -> str:
+    user, at, _ = parts.netloc.rpartition("@")
+    return user + at
+
+
+def _database_of(parts: SplitResult) -> str:
+    return parts.path.removeprefix("/")
 
 
 def _tls_problem(parts: SplitResult) -> str | None:

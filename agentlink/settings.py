@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +74,8 @@ class Settings(BaseSettings):
 
     # A Redis or Valkey of your own; without it AgentLink starts an embedded one under `home`.
     broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
+    # With an address of Sentinels (sentinel://): the name of the master they watch.
+    broker_master: str | None = None
     # The most memory the embedded broker's data may take. Beyond it a call is refused; nothing stored is dropped.
     # (An empty one takes a few megabytes.)
     broker_memory_bytes: Annotated[int, _size("16MB")] = Field(default=1_000_000_000, alias="broker_memory")
@@ -150,6 +153,13 @@ class Settings(BaseSettings):
             raise ValueError("want a text")  # and don't show what was given, it may hold a password
         return None if url is None else checked_address(url)
 
+    @field_validator("broker_master", mode="after")
+    @classmethod
+    def _broker_master_is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise ValueError(f"want a name of letters, digits and . - _ as Sentinel knows it, got {shown(name)}")
+        return name
+
     @field_validator("log_level", mode="after")
     @classmethod
     def _log_level_is_known(cls, level: str) -> str:
@@ -181,6 +191,10 @@ class Settings(BaseSettings):
                 f"keep_results ({format_duration(self.keep_results_s)}) must be at least hard_time_limit "
                 f"({format_duration(self.hard_time_limit_s)}), or results vanish while their run goes on"
             )
+        if self.behind_sentinel and self.broker_master is None:
+            yield "broker_url is of Sentinels and needs broker_master, the name of the master they watch"
+        if self.broker_master is not None and not self.behind_sentinel:
+            yield "broker_master is for a broker_url of Sentinels (sentinel://) only"
         if self.broker_url is None and len(os.fsencode(self.socket_path)) > SOCKET_PATH_MAX_BYTES:
             yield (
                 f"home is too long: the broker's socket {shown(str(self.socket_path))} takes "
@@ -192,6 +206,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether AgentLink runs the broker itself."""
         return self.broker_url is None
+
+    @property
+    def behind_sentinel(self) -> bool:
+        """Whether the broker's address is one of Sentinels, who know where it is at the moment."""
+        return self.broker_url is not None and self.broker_url.startswith("sentinel://")
 
     @property
     def broker_folder(self) -> Path:

@@ -15,7 +15,6 @@ import redis
 from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.exceptions import LimitExceeded, OperationalError
-from kombu.utils.url import maybe_sanitize_url
 
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
@@ -171,7 +170,7 @@ class App(Celery):
         except BrokerUnavailable:
             raise
         except (OperationalError, LimitExceeded, redis.RedisError, OSError, BrokerStartError) as error:
-            raise BrokerUnavailable(maybe_sanitize_url(settings.url), _reason(error)) from error
+            raise BrokerUnavailable(settings.shown_url, _reason(error)) from error
 
     def need_broker(self, timeout_s: float | None = None) -> None:
         """Start the embedded broker if this process is the first to need it.

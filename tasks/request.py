@@ -69,6 +69,13 @@ class Request(CeleryRequest):
         if isinstance(channel, Channel) and self.task.acks_late:
             channel.lease.started(self.message.delivery_tag)
 
+    def acknowledge(self) -> None:
+        """Be done with its message now: Celery is at its loop's next turn, and a worker that ends may have none."""
+        channel = self.message.channel
+        if not self.acknowledged and isinstance(channel, Channel):
+            channel.lease.acknowledge(self.message.delivery_tag)
+        super().acknowledge()
+
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)

@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import redis
 from celery import Celery, bootsteps
+from celery.concurrency.asynpool import AsynPool
 from celery.worker import state
 
 from agentlink.broker.transport import Channel
@@ -55,10 +56,13 @@ class LeaseStep(bootsteps.StartStopStep):
 
 
 class PoolStep(bootsteps.StartStopStep):
-    """Has a process that died replaced, and its task run again, at once.
+    """Two changes to Celery's pool of processes.
 
-    Celery 5.7 looks when the process's end of a pipe closes. That is a moment too early: the process can't be waited
-    for yet, nothing is found, and the next look is up to five seconds away.
+    A process that died is replaced, and its task run again, at once: Celery 5.7 looks when the process's end of a pipe
+    closes, a moment before the process can be waited for, finds nothing, and looks again five seconds later.
+
+    `flush`, called when the worker's connection breaks or the worker stops, leaves alone what a process has been
+    written and not yet confirmed: Celery forgets such jobs, and the process runs them all the same.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -66,25 +70,36 @@ class PoolStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Before the event loop watches the processes."""
         pool: Any = getattr(worker.pool, "_pool", None)
-        stock = getattr(pool, "_event_process_exit", None)
-        if stock is None:  # no pool of processes
+        if not isinstance(pool, AsynPool):
             return
+        notice, flush = pool._event_process_exit, pool.flush
 
-        def look_again(hub: Any, process: Any) -> None:
-            stock(hub, process)
+        def notice_and_look_again(hub: Any, process: Any) -> None:
+            notice(hub, process)
             hub.call_later(_PROCESS_ENDS_WITHIN_S, pool.maintain_pool)
 
-        pool._event_process_exit = look_again
+        def flush_the_unwritten() -> None:
+            written = [job for job in pool._cache.values() if not job._accepted and job._write_to]
+            for job in written:
+                job._accepted = True
+            try:
+                flush()
+            finally:
+                for job in written:
+                    job._accepted = False
+
+        pool._event_process_exit = notice_and_look_again
+        worker.pool.flush = flush_the_unwritten
 
 
 def running_tags() -> set[str]:
-    """The tags of the messages whose tasks have been handed to a process of the pool.
+    """The tags of the messages whose tasks have been given to a process of the pool.
 
     Checked with Celery 5.7 and billiard 4.3: a request becomes active when its process says so; until then its job's
-    `_scheduled_for` tells the process it was written to, and one that the pool has flushed is in its `_cache` no more.
+    `_write_to` tells the process it has been written to, and one that was flushed is in the pool's `_cache` no more.
     """
     tags = {request.message.delivery_tag for request in state.active_requests}
     for tag, job in list(handed_over.items()):
-        if getattr(job, "_scheduled_for", None) is not None and job._job in job._cache:
+        if getattr(job, "_write_to", None) is not None and job._job in job._cache:
             tags.add(tag)
     return tags

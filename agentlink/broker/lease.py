@@ -139,6 +139,7 @@ class Lease:
                 return
             self._ending.set()
             client = self._make_client()
+            self.reconcile(client)
             self._waiting.returned += sorted(self._in_hand)
             self.exchange(client, (), (), 0)
             client.zrem(LEASES_KEY, self.worker)
@@ -225,8 +226,9 @@ class Lease:
     def _settle(self, tag: str, where: list[int], what: str) -> None:
         with self._lock:
             if number := self._number_of(tag):
-                where.append(number)
-                self._in_hand.discard(number)
+                if number in self._in_hand:  # once, by whoever comes first: the request, or Celery's later word for it
+                    where.append(number)
+                    self._in_hand.discard(number)
             else:
                 logger.warning("message %s is not %s: another worker has it by now", tag, what)
 

@@ -3,7 +3,7 @@
 A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
 sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
 stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
-`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`.
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`; of `SentinelBackend` `_get_pool`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import redis
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, ResultSet
 from redis.commands.core import Script
 
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
-from agentlink.broker.transport import Command
+from agentlink.broker.transport import Command, SentinelConnection
 
 logger = logging.getLogger(__name__)
 
 #: What a recorder gets: task id, Celery's state, result or exception (encoded), traceback, the task's request or None.
 Recorder = Callable[[str, str, Any, str | None, Any], Iterable[Command]]
+
+#: What tells a task's turns apart.
+_TURN = ("agentlink_place", "replaced_task_nesting", "retries")
 
 _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text()
 
@@ -84,6 +88,14 @@ class ResultBackend(RedisBackend):
             self._record_only(task_id, "FAILURE", self.prepare_exception(exc), traceback, request)
         super().mark_as_failure(task_id, exc, traceback, request=request, store_result=store_result, **kwargs)
 
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, **kwargs: Any
+    ) -> None:
+        """Store and record that it was revoked; a task that ignores its result is recorded all the same."""
+        if not store_result:
+            self._record_only(task_id, "REVOKED", self.prepare_exception(TaskRevokedError(reason)), None, request)
+        super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, **kwargs)
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any
     ) -> Any:
@@ -94,7 +106,8 @@ class ResultBackend(RedisBackend):
         worker, number = in_flight(request)
         started = state == "STARTED"
         # A retry, and what a task has replaced itself by, have the task's id and may start before it has ended.
-        turn = f"{getattr(request, 'replaced_task_nesting', 0) or 0}:{getattr(request, 'retries', 0) or 0}"
+        # So does a run's last step have the id of the task that built the run's canvas.
+        turn = ":".join(str(getattr(request, name, None) or 0) for name in _TURN)
         keys = [
             self.get_key_for_task(task_id),
             IN_FLIGHT_PREFIX + worker,
@@ -146,6 +159,14 @@ class ResultBackend(RedisBackend):
 
     def _recorded(self, *change: Any) -> list[Command]:
         return [command for recorder in self.recorders for command in recorder(*change)]
+
+
+class SentinelResultBackend(ResultBackend, SentinelBackend):
+    """The same for a server behind Sentinel: each connection is made to whichever is the master then."""
+
+    def _get_pool(self, **params: Any) -> redis.ConnectionPool:
+        pool: redis.ConnectionPool = super()._get_pool(**params, connection_class=SentinelConnection)
+        return pool
 
 
 def in_flight(request: Any) -> tuple[str, str]:

@@ -7,8 +7,8 @@ made inside one `together` reach the broker in one step.
 
 Private parts of kombu used here, all of `kombu.transport.redis` 5.7 and held by a contract test: of `Channel` `_put`,
 `_get`, `_purge`, `_delete`, `_expires`, `_q_for_pri`, `_get_message_priority`, `_subscribe`, `_receive`, `_get_pool`,
-`_tag_to_queue`; of `MultiChannelPoller` `_channels`, `_fd_to_chan`, `_register_BRPOP`, `_register_LISTEN`,
-`_update_brpop_polling`; and `kombu.transport._transport_cache`.
+`_tag_to_queue`; of `SentinelChannel` `_sentinel_manager`; of `MultiChannelPoller` `_channels`, `_fd_to_chan`,
+`_register_BRPOP`, `_register_LISTEN`, `_update_brpop_polling`; and `kombu.transport._transport_cache`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from queue import Empty
 from typing import Any, ClassVar
 
 import redis
+from amqp.exceptions import RecoverableConnectionError
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -311,14 +312,24 @@ class Channel(kombu_redis.Channel):
     @cached_property
     def lease(self) -> Lease:
         """The lease of this process on this broker: of whatever channel, and whatever connection."""
-        address = self.connection.client.as_uri(include_password=True)
+        address = self._address
         lease = _leases.get(address)
         if lease is None or not lease.held_here:
-            # The pool outlives this channel, as the lease does.
-            pool = self._get_pool()
+            pool = self._get_lasting_pool()
             lease = Lease(partial(self.Client, connection_pool=pool), length_s=float(self.lease_s), separator=self.sep)
             _leases[address] = lease
         return lease
+
+    @property
+    def _address(self) -> str:
+        """What tells this broker from others."""
+        address: str = self.connection.client.as_uri(include_password=True)
+        return address
+
+    def _get_lasting_pool(self) -> redis.ConnectionPool:
+        """A pool that outlives this channel, as the lease does."""
+        pool: redis.ConnectionPool = self._get_pool()
+        return pool
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Consume from `queue`; one consumer that acknowledges makes the whole channel take through the lease."""
@@ -336,8 +347,9 @@ class Channel(kombu_redis.Channel):
         if lease.gives_back:
             self._look_at = 0.0
         room = qos.window - qos.in_hand if self.active_queues and qos.can_consume() else 0
-        # Half a window at least, so that one round trip brings several; all of it when nothing is in hand.
-        wanted = room if now >= self._look_at and (2 * room >= qos.window) else 0
+        # What can run at once is fetched at once; beyond that half a window, so that one round trip brings several.
+        enough = qos.in_hand < (qos.prefetch_count or 1) or 2 * room >= qos.window
+        wanted = room if enough and now >= self._look_at else 0
         if lease.waiting and self._acknowledge_at is None:
             self._acknowledge_at = now + _ACKNOWLEDGE_WITHIN_S
             self._come_back(_ACKNOWLEDGE_WITHIN_S)
@@ -353,12 +365,20 @@ class Channel(kombu_redis.Channel):
                     self._come_back(sleep_s)
             for message in taken:
                 self._deliver(message)
+            if taken:
+                # The pool hands out its jobs at each turn of the loop, this turn perhaps before we had any for it.
+                self._knock()
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
 
     def wake(self) -> None:
         """Have the event loop take more, when a thread that is not its own (the threads pool's) has finished a task."""
+        if threading.get_ident() != self._loop_thread:
+            self._knock()
+
+    def _knock(self) -> None:
+        """Have the event loop, if there is one, turn once more."""
         waker = self.connection.cycle.waker if self.connection else None
-        if waker is not None and threading.get_ident() != self._loop_thread:
+        if waker is not None:
             with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake; closed: there is nobody to wake
                 waker.send(b"\0")
 
@@ -384,7 +404,8 @@ class Channel(kombu_redis.Channel):
         payload["properties"]["delivery_tag"] = self.lease.tag(taken)
         deliveries = payload.pop("agentlink_deliveries", 0)
         if deliveries:
-            payload["headers"][DELIVERIES_HEADER] = deliveries
+            # A retry carries the deaths of the attempts before it in its headers.
+            payload["headers"][DELIVERIES_HEADER] = payload["headers"].get(DELIVERIES_HEADER, 0) + deliveries
             payload["properties"]["delivery_info"]["redelivered"] = True
         queue = taken.key.split(self.sep, 1)[0]
         self.delivered += 1
@@ -444,6 +465,9 @@ class Channel(kombu_redis.Channel):
     # -- publishing
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if self.closed:
+            # kombu 5.7's producer goes on with the channel it had when declaring the queue has made a new connection.
+            raise RecoverableConnectionError("channel disconnected")
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
         also = properties.pop(ALSO, [])
@@ -494,6 +518,7 @@ class Channel(kombu_redis.Channel):
             waited_enough = call.from_outside and isinstance(error, redis.TimeoutError)
             if waited_enough or time.monotonic() >= call.ends_at:
                 raise self._unavailable(error) from error
+            self._clock_ahead_s = None  # behind Sentinel the next try may reach another machine, with another clock
             return False
         except _NO_ROOM:
             if call.from_outside or time.monotonic() >= call.ends_at:
@@ -581,6 +606,50 @@ class Channel(kombu_redis.Channel):
         super()._delete(queue, *args, **kwargs)
 
 
+class SentinelConnection(redis.sentinel.SentinelManagedConnection):
+    """A connection that asks where the master is each time it is made.
+
+    redis-py 8.1 asks only when a connection leaves its pool; one that is kept would knock at the dead master for ever.
+    """
+
+    def connect(self) -> None:
+        """Connect to the master, if not connected."""
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+        except redis.sentinel.MasterNotFoundError:  # it prints each client, with all that can be set of one
+            master = self.connection_pool.service_name
+            raise redis.ConnectionError(f"no Sentinel that answers knows a master {master!r}") from None
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Connect if need be, and send."""
+        self.connect()
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same for a server behind Sentinel: each connection is made to whichever is the master then."""
+
+    from_transport_options = tuple(
+        dict.fromkeys((*Channel.from_transport_options, *kombu_redis.SentinelChannel.from_transport_options))
+    )
+
+    connection_class = SentinelConnection
+    _sentinel_manager: Any
+
+    @property
+    def _address(self) -> str:
+        """All of the Sentinels: kombu turns from one to the next, and the broker they know stays the same."""
+        return "|".join([*(self.connection.client.alt or [super()._address]), self.master_name])
+
+    def _get_lasting_pool(self) -> redis.ConnectionPool:
+        # kombu closes the connections to the Sentinels of the pool it made last, when it closes the channel.
+        channels_own = self._sentinel_manager
+        try:
+            return super()._get_lasting_pool()
+        finally:
+            self._sentinel_manager = channels_own
+
+
 class Transport(kombu_redis.Transport):
     """kombu's Redis transport with our channel."""
 
@@ -613,17 +682,24 @@ class Transport(kombu_redis.Transport):
         loop.on_tick.add(on_tick)
 
 
+class SentinelTransport(Transport):
+    """The same for a server behind Sentinel."""
+
+    Channel = SentinelChannel
+    default_port = kombu_redis.SentinelTransport.default_port
+
+
 def _hear(ear: socket.socket) -> None:
     with contextlib.suppress(BlockingIOError):
         ear.recv(4096)
 
 
 def register() -> None:
-    """Make this the transport of every `redis://` and `redis+socket://` URL in this process.
+    """Make this the transport of every `redis://`, `redis+socket://` and `sentinel://` URL in this process.
 
     By kombu's table of names, not by Celery's `broker_transport`: a URL with a `+` in it ignores that setting, and so
     do the connections of kombu's pools.
     """
-    for scheme in ("redis", "rediss"):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
+        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
         kombu_transport._transport_cache.pop(scheme, None)

@@ -31,11 +31,11 @@ def load_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
     return load_with
 
 
-def test_defaults_need_nothing(load_with: Load, tmp_path: Path) -> None:
-    settings = load_with(HOME=str(tmp_path), XDG_STATE_HOME="")
-    assert settings.home == tmp_path / ".local/state/agentlink"
+def test_defaults_need_nothing(load_with: Load) -> None:
+    settings = load_with(HOME="/h", XDG_STATE_HOME="")
+    assert settings.home == Path("/h/.local/state/agentlink")
     assert settings.embedded
-    assert settings.url == f"redis+socket://{tmp_path}/.local/state/agentlink/broker/socket?virtual_host=0"
+    assert settings.url == "redis+socket:///h/.local/state/agentlink/broker/socket?virtual_host=0"
     assert 0 < settings.memory_bytes <= 8_000_000_000
 
 
@@ -89,6 +89,15 @@ def test_every_problem_is_named_at_once_with_its_source_and_a_remedy(load_with: 
         ({"MEMORY_RESUME": "0"}, "memory_resume (0%) must be above 0 and below memory_soft (85%)"),
         ({"SOFT_TIME_LIMIT": "2h"}, "soft_time_limit (2 h 00 m) must be below hard_time_limit (1 h 01 m)"),
         ({"KEEP_RESULTS": "1m"}, "keep_results (1 m 00 s) must be at least hard_time_limit (1 h 01 m)"),
+        (
+            {"BROKER_URL": "sentinel://:secret@one;two"},
+            "broker_url is of Sentinels and needs broker_master, the name of the master they watch",
+        ),
+        (
+            {"BROKER_URL": "redis://:secret@host", "BROKER_MASTER": "agents"},
+            "broker_master is for a broker_url of Sentinels (sentinel://) only",
+        ),
+        ({"BROKER_MASTER": "agents"}, "broker_master is for a broker_url of Sentinels (sentinel://) only"),
         ({"HOME": "/" + "long" * 30}, "bytes and a Unix socket's path at most 103; set a shorter AGENTLINK_HOME"),
     ],
 )
@@ -97,7 +106,9 @@ def test_fields_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(SettingsError) as raised:
         load_with(**{f"AGENTLINK_{name}": value for name, value in variables.items()})
-    assert problem in str(raised.value)
+    (told,) = raised.value.problems
+    assert problem in told
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,11 @@ def test_fields_that_contradict_each_other_are_refused(
     [
         ("broker_memory", "0", "want 16MB to 1000TB, got '0'"),
         ("broker_memory", "1kB", "want 16MB to 1000TB, got '1kB'"),
+        (
+            "broker_master",
+            "my master",
+            "want a name of letters, digits and . - _ as Sentinel knows it, got 'my master'",
+        ),
         ("broker_start_timeout", "0", "want 100ms to 1h, got '0'"),
         ("publish_timeout", "5m", "want 500ms to 1m, got '5m'"),
         ("lease", "1d", "want 1s to 1h, got '1d'"),
@@ -234,6 +250,14 @@ class TestAnotherBroker:
     def test_may_be_a_valkey(self, load_with: Load) -> None:
         settings = load_with(AGENTLINK_BROKER_URL="valkeys://host/1?ssl_cert_reqs=required")
         assert settings.url == settings.result_url == "rediss://host/1?ssl_cert_reqs=required"
+
+    def test_may_be_behind_sentinel(self, load_with: Load) -> None:
+        url = "sentinel://:secret@one;sentinel://two:5/2"
+        settings = load_with(AGENTLINK_BROKER_URL=url, AGENTLINK_BROKER_MASTER="agents")
+        assert settings.behind_sentinel
+        assert settings.url == settings.result_url == "sentinel://:secret@one:26379/2;sentinel://:secret@two:5/2"
+        assert settings.shown_url == "sentinel://:**@one:26379/2;sentinel://:**@two:5/2"
+        assert not load_with().behind_sentinel
 
     def test_is_shown_without_its_password(self, load_with: Load) -> None:
         settings = load_with(AGENTLINK_BROKER_URL="redis://user:secret@host:6380/2")

@@ -152,18 +152,20 @@ class Lease:
 
     def started(self, tag: str) -> None:
         """The message's task has begun: should this worker die now, that counts as one delivery of it."""
-        number = self._number_of(tag)
         with self._lock:
+            number = self._number_of(tag)
             if number in self._in_hand:
                 self._waiting.started.append(number)
 
     def acknowledge(self, tag: str) -> None:
         """The message is done with; the broker is told with the next exchange."""
-        self._settle(tag, self._waiting.acknowledged, "acknowledged")
+        with self._lock:  # held while the list is looked up: an exchange in another thread puts a new one in its place
+            self._settle(tag, self._waiting.acknowledged, "acknowledged")
 
     def give_back(self, tag: str, *, counted: bool = False) -> None:
         """The message goes to the head of its queue with the next exchange; `counted` if its task began and died."""
-        self._settle(tag, self._waiting.died if counted else self._waiting.returned, "given back")
+        with self._lock:
+            self._settle(tag, self._waiting.died if counted else self._waiting.returned, "given back")
 
     def give_back_all_but(self, tags: set[str]) -> None:
         """Everything in hand goes back with the next exchange, but these."""
@@ -224,13 +226,12 @@ class Lease:
         return int(number) if worker == self.worker else 0
 
     def _settle(self, tag: str, where: list[int], what: str) -> None:
-        with self._lock:
-            if number := self._number_of(tag):
-                if number in self._in_hand:  # once, by whoever comes first: the request, or Celery's later word for it
-                    where.append(number)
-                    self._in_hand.discard(number)
-            else:
-                logger.warning("message %s is not %s: another worker has it by now", tag, what)
+        number = self._number_of(tag)
+        if not number:
+            logger.warning("message %s is not %s: another worker has it by now", tag, what)
+        elif number in self._in_hand:  # once, by whoever comes first: the request, or Celery's later word for it
+            where.append(number)
+            self._in_hand.discard(number)
 
     def _script(self, client: redis.Redis, which: int) -> Script:
         if self._scripts is None:

@@ -188,7 +188,7 @@ class QoS(virtual.QoS):
         self._finished_at.append(time.monotonic())
         self.channel.lease.acknowledge(delivery_tag)
         super().ack(delivery_tag)
-        self.channel.wake()
+        self.channel.tell()
 
     def forget(self, delivery_tag: str) -> None:
         """The message is no longer ours; the lease knows."""
@@ -201,6 +201,7 @@ class QoS(virtual.QoS):
         else:
             self.channel.lease.acknowledge(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
+        self.channel.tell()
 
     def restore_unacked(self) -> list[Any]:
         """Give back what is not being worked on. What is stays ours: the lease outlives this channel's connection."""
@@ -340,6 +341,19 @@ class Channel(kombu_redis.Channel):
             self.lease.reconcile(self._line)
         return tag
 
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, or None: through the lease too, unless it need not be acknowledged."""
+        if no_ack:
+            return super().basic_get(queue, no_ack=True, **kwargs)
+        self.lease.begin()
+        keys = [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps)]
+        taken, _ = self.lease.exchange(self._line, keys, [DELAYED_PREFIX + queue], 1)
+        if not taken:
+            return None
+        message = self.Message(self._payload(taken[0]), channel=self)
+        self.qos.append(message, message.delivery_tag)
+        return message
+
     def take(self) -> None:
         """Deliver what may be delivered now, and send acknowledgements that have waited long enough."""
         now = time.monotonic()
@@ -370,9 +384,16 @@ class Channel(kombu_redis.Channel):
                 self._knock()
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
 
-    def wake(self) -> None:
-        """Have the event loop take more, when a thread that is not its own (the threads pool's) has finished a task."""
-        if threading.get_ident() != self._loop_thread:
+    def tell(self) -> None:
+        """Have the broker told of what is settled: by the event loop within milliseconds; without one, now.
+
+        A thread that is not the loop's own (one of the threads pool) wakes it, also to take more.
+        """
+        if self.closed or not self.connection:
+            return  # the lease tells with the next connection
+        if self.connection.cycle.call_later is None:
+            self.settle()
+        elif threading.get_ident() != self._loop_thread:
             self._knock()
 
     def _knock(self) -> None:
@@ -398,18 +419,20 @@ class Channel(kombu_redis.Channel):
             self.take()
 
     def _deliver(self, taken: Taken) -> None:
+        self.delivered += 1
+        self.connection._deliver(self._payload(taken), taken.key.split(self.sep, 1)[0])
+
+    def _payload(self, taken: Taken) -> dict[str, Any]:
         # kombu's own reader looks for dates and the like in every object; few messages have any.
         read = loads if b"__type__" in taken.message else json.loads
-        payload = read(taken.message)
+        payload: dict[str, Any] = read(taken.message)
         payload["properties"]["delivery_tag"] = self.lease.tag(taken)
         deliveries = payload.pop("agentlink_deliveries", 0)
         if deliveries:
             # A retry carries the deaths of the attempts before it in its headers.
             payload["headers"][DELIVERIES_HEADER] = payload["headers"].get(DELIVERIES_HEADER, 0) + deliveries
             payload["properties"]["delivery_info"]["redelivered"] = True
-        queue = taken.key.split(self.sep, 1)[0]
-        self.delivered += 1
-        self.connection._deliver(payload, queue)
+        return payload
 
     def _subscribe(self) -> None:
         super()._subscribe()
@@ -450,7 +473,7 @@ class Channel(kombu_redis.Channel):
         closed, and the next attempt to close it ends the worker: "'NoneType' object has no attribute 'hostname'".
         """
         line, self._own_line = self._own_line, None
-        lease = self.lease if self.leased else None
+        lease: Lease | None = self.__dict__.get("lease")  # unless nothing was ever taken
         try:
             super().close()
         finally:

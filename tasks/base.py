@@ -16,9 +16,10 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.exceptions import LimitExceeded, OperationalError
 
+from agentlink.broker.calls import DELIVERIES_HEADER, deadline, together
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
-from agentlink.broker.transport import DELIVERIES_HEADER, deadline, register, together
+from agentlink.broker.transport import register
 from agentlink.settings import load
 from agentlink.units import format_size, parse_size
 from tasks.retries import retry_options

@@ -17,8 +17,9 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from agentlink.broker import dead_letters
+from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.celery_step import handed_over
-from agentlink.broker.transport import DELIVERIES_HEADER, Channel
+from agentlink.broker.transport import Channel
 from tasks.errors import ProcessDied
 
 logger = logging.getLogger(__name__)

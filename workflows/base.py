@@ -12,8 +12,8 @@ from celery.canvas import Signature
 from kombu.utils.uuid import uuid
 
 from agentlink.broker import dead_letters
+from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
-from agentlink.broker.transport import ALSO
 from tasks.app import app
 from tasks.base import BaseTask
 from workflows import store

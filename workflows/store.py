@@ -17,8 +17,8 @@ from typing import Any
 
 import redis
 
+from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.dead_letters import DeadLetter
-from agentlink.broker.transport import DELIVERIES_HEADER, Command
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import RunUnknown

@@ -20,9 +20,10 @@ from typing import Any
 import redis
 from kombu.utils.json import dumps, loads
 
+from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.errors import LetterAmbiguous, LetterUnknown
 from agentlink.broker.lease import IN_FLIGHT_PREFIX, WAKE_PREFIX
-from agentlink.broker.transport import DELIVERIES_HEADER, Channel, Command
+from agentlink.broker.transport import Channel
 
 #: The letters' ids by the time they were buried, what is shown of each (JSON), and queue key, NUL, message.
 INDEX_KEY = "agentlink:dead"

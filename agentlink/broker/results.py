@@ -23,8 +23,9 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, ResultSet
 from redis.commands.core import Script
 
+from agentlink.broker.calls import Command
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
-from agentlink.broker.transport import Command, SentinelConnection
+from agentlink.broker.sentinel import SentinelConnection
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import redis
 from celery import Celery, bootsteps
 from celery.worker import state
 
-from agentlink.broker.transport import Command
+from agentlink.broker.calls import Command
 
 logger = logging.getLogger(__name__)
 

@@ -116,6 +116,30 @@ def test_a_runs_last_step_is_run_while_its_first_message_is_still_in_flight(syst
     assert run.get(timeout=10) == 3
 
 
+@pytest.mark.parametrize("whole_worker", [False, True], ids=["process", "worker"])
+def test_a_chords_body_is_sent_though_who_was_about_to_send_it_is_killed(system: System, whole_worker: bool) -> None:
+    """Celery lets one process send it; that one's word must not outlive it."""
+    for _ in range(2):
+        start(system)
+    run = work.killed_before_its_body.delay(str(system.folder / "killed"), whole_worker)
+    assert run.get(timeout=20) == 1
+
+
+def test_a_broken_connection_does_not_run_again_what_a_child_may_have_begun(system: System, path: Path) -> None:
+    worker = start(system, lease=LONG_LEASE)
+    (child,) = worker.children()
+    os.kill(child, signal.SIGSTOP)
+    (result,) = enter(path, 0.0, 0)
+    worker.wait_for_log("received")
+    start(system, lease=LONG_LEASE)
+    for kind in ("normal", "pubsub"):
+        system.client.execute_command("CLIENT", "KILL", "TYPE", kind)
+    worker.wait_for_log("Connected to", times=2)
+    sample.add.delay(1, 2).get(timeout=10)  # the other worker has looked for messages since
+    os.kill(child, signal.SIGCONT)
+    each_ran_once(path, [0], [result])
+
+
 def test_a_broken_connection_does_not_run_again_what_runs(system: System, path: Path) -> None:
     start(system, "--prefetch-multiplier", "4", concurrency=2)
     numbers = range(8)

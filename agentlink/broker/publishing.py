@@ -1,0 +1,197 @@
+"""How a channel puts messages into queues: once, in time or never, several in one step, for later where asked.
+
+Private parts of `kombu.transport.redis` 5.7 used here and held by a contract test: of `Channel` `_put`, `_purge`,
+`_delete`, `_expires`, `_queue_bind`, `_q_for_pri`, `_get_message_priority`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import redis
+from amqp.exceptions import RecoverableConnectionError
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+from redis.commands.core import Script
+
+from agentlink.broker.calls import ALSO, Call, Command, Outgoing, current_bundle, current_call
+from agentlink.broker.errors import BrokerUnavailable
+from agentlink.broker.lease import DELAYED_PREFIX, WAKE_PREFIX
+
+logger = logging.getLogger(__name__)
+
+_PUBLISH = resources.files(__package__).joinpath("scripts", "publish.lua").read_text()
+#: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
+#: the end of it reaches a caller that is still there.
+_ACCEPT_FRACTION = 0.75
+# Bounds one script call.
+_TOGETHER_MAX = 500
+# How long the server remembers that it has accepted a call, in case its answer got lost.
+_REMEMBER_S = 10.0
+_RETRY_S = 0.05
+_ROOM_RETRY_S = 1.0
+_NO_ROOM = (redis.OutOfMemoryError, redis.ReadOnlyError)
+# Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
+_FULL_FRACTION = 0.95
+_FILLING_FRACTION = 0.8
+_WARN_AGAIN_S = 60.0
+_LOOK_AT_MEMORY_S = 0.5
+
+
+class PublishingChannel(kombu_redis.Channel):
+    """The half of our channel that publishes."""
+
+    @property
+    def line(self) -> redis.Redis:
+        """One connection for all this channel says."""
+        raise NotImplementedError
+
+    _clock_ahead_s: float | None = None
+    _memory_seen_at = 0.0
+    _warned_at = -_WARN_AGAIN_S
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if self.closed:
+            # kombu 5.7's producer goes on with the channel it had when declaring the queue has made a new connection.
+            raise RecoverableConnectionError("channel disconnected")
+        # kombu hands the same message in again when it tries again: it is not to be changed.
+        properties = dict(message["properties"])
+        also = properties.pop(ALSO, [])
+        message = message | {"properties": properties}
+        if queue in self._expires or "_publish_batch" in kwargs:
+            super()._put(queue, message, **kwargs)
+            return
+        outgoing = self._outgoing(queue, message)
+        bundle = current_bundle.get()
+        if bundle is None:
+            self.publish([outgoing], also)
+            return
+        bundle.channel = self
+        bundle.messages.append(outgoing)
+        bundle.also += also
+        if len(bundle.messages) >= _TOGETHER_MAX:
+            bundle.send()
+
+    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command]) -> None:
+        """Queue messages in one step. Under a deadline: once, however often it has to be tried, and in time or never.
+
+        Raises:
+            BrokerUnavailable: under a deadline, when the broker does not take them in time.
+        """
+        # As text: Lua would write a large number as 1e+15.
+        args: list[Any] = ["", "", json.dumps([[str(part) for part in command] for command in also])]
+        for message in messages:
+            args += (message.message, message.due_ms, message.wake)
+        keys = ["", *(message.key for message in messages)]
+        call = current_call.get()
+        if call is None or not self.socket_timeout:
+            self._publish_script(keys=keys, args=args, client=self.line)
+            return
+        keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
+        while not self._accepted(call, keys, args):
+            time.sleep(_RETRY_S)
+
+    def _accepted(self, call: Call, keys: list[str], args: list[Any]) -> bool:
+        """One try; False when there is time for another."""
+        try:
+            client = self.line
+            if call.from_outside:
+                self._refuse_when_full(client)
+            latest_s = self._server_time_s(client) + self.socket_timeout * _ACCEPT_FRACTION
+            args[0] = int(latest_s * 1000)
+            accepted = self._publish_script(keys=keys, args=args, client=client)
+        except (redis.TimeoutError, redis.ConnectionError) as error:
+            waited_enough = call.from_outside and isinstance(error, redis.TimeoutError)
+            if waited_enough or time.monotonic() >= call.ends_at:
+                raise self._unavailable(error) from error
+            self._clock_ahead_s = None  # behind Sentinel the next try may reach another machine, with another clock
+            return False
+        except _NO_ROOM:
+            if call.from_outside or time.monotonic() >= call.ends_at:
+                raise
+            self._wait_for_room()
+            return False
+        if not accepted:
+            # It came too late by the server's clock; or that clock was set, or the machine slept, since we asked it.
+            self._clock_ahead_s = None
+            if time.monotonic() >= call.ends_at:
+                raise self._unavailable("it came to the call too late")
+            return False
+        return True
+
+    @cached_property
+    def _publish_script(self) -> Script:
+        script: Script = self.client.register_script(_PUBLISH)
+        return script
+
+    @staticmethod
+    def _wait_for_room() -> None:
+        logger.warning("the broker has not enough memory left; what comes next waits for some")
+        time.sleep(_ROOM_RETRY_S)
+
+    def _refuse_when_full(self, client: redis.Redis) -> None:
+        now = time.monotonic()
+        if now < self._memory_seen_at + _LOOK_AT_MEMORY_S:
+            return
+        info: dict[str, int] = client.info("memory")
+        used_fraction = info["used_memory"] / info["maxmemory"] if info["maxmemory"] else 0.0
+        if used_fraction > _FULL_FRACTION:
+            raise self._unavailable(f"it is full: it uses {used_fraction:.0%} of its maxmemory")
+        if used_fraction > _FILLING_FRACTION and now > self._warned_at + _WARN_AGAIN_S:
+            self._warned_at = now
+            logger.warning(
+                "the broker uses %.0f %% of its memory; above %.0f %% it takes no new calls",
+                used_fraction * 100,
+                _FULL_FRACTION * 100,
+            )
+        self._memory_seen_at = now
+
+    def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        eta = message["headers"].get("eta") if message["headers"].get("task") else None
+        if eta is None:
+            return Outgoing(key=key, message=dumps(message), due_ms="", wake=WAKE_PREFIX + queue)
+        due_ms = str(int(datetime.fromisoformat(eta).timestamp() * 1000))
+        # The list it belongs to travels with it: one sorted set a queue holds all priorities in the order of time.
+        return Outgoing(
+            key=DELAYED_PREFIX + queue, message=f"{key}\0{dumps(message)}", due_ms=due_ms, wake=WAKE_PREFIX + queue
+        )
+
+    def _server_time_s(self, client: redis.Redis) -> float:
+        """The server's clock now: asked once, then carried on with ours, since the two machines' clocks may differ."""
+        if self._clock_ahead_s is None:
+            seconds, microseconds = client.time()
+            self._clock_ahead_s = seconds + microseconds / 1e6 - time.monotonic()
+        return time.monotonic() + self._clock_ahead_s
+
+    def _unavailable(self, reason: object) -> BrokerUnavailable:
+        return BrokerUnavailable(self.connection.client.as_uri(), str(reason))
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        call = current_call.get()
+        while True:
+            try:
+                super()._queue_bind(*args, **kwargs)
+                return
+            except _NO_ROOM:
+                if call is None or call.from_outside or time.monotonic() >= call.ends_at:
+                    raise
+                self._wait_for_room()
+
+    def _purge(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            delayed: int = client.zcard(DELAYED_PREFIX + queue)
+            client.delete(DELAYED_PREFIX + queue)
+        return delayed + int(super()._purge(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        with self.conn_or_acquire() as client:
+            client.delete(DELAYED_PREFIX + queue)
+        super()._delete(queue, *args, **kwargs)

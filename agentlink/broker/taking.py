@@ -1,0 +1,327 @@
+"""How a channel takes messages: several at a time through the process's lease, woken by news instead of polling.
+
+Private parts of `kombu.transport.redis` 5.7 used here and held by a contract test: of `Channel` `_subscribe`,
+`_receive`, `_get_pool`, `_q_for_pri`, `_queue_cycle`; of `MultiChannelPoller` `_channels`, `_fd_to_chan`,
+`_chan_to_sock`, `_register_BRPOP`, `_register_LISTEN`, `_update_brpop_polling`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import cached_property, partial
+from queue import Empty
+from typing import Any
+
+import redis
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.json import loads
+
+from agentlink.broker.calls import DELIVERIES_HEADER
+from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, WAKE_PREFIX, Lease, Taken
+
+# A message without news of it (from a client with kombu's own transport) is found after this time at the latest.
+_LOOK_AGAIN_S = 1.0
+# Acknowledgements may wait this long for company.
+_ACKNOWLEDGE_WITHIN_S = 0.005
+# With no limit on what may be prefetched, and at most.
+_WINDOW_MAX = 64
+# A worker holds what it has lately finished in this time: many short tasks, and no long one more than it can run.
+_WINDOW_S = 0.1
+
+_leases: dict[str, Lease] = {}
+
+
+class QoS(virtual.QoS):
+    """What a channel has delivered. The broker's side of it is the process's lease."""
+
+    def __init__(self, channel: TakingChannel, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._finished_at: deque[float] = deque(maxlen=_WINDOW_MAX)
+
+    @property
+    def window(self) -> int:
+        """How many messages may be in hand: the prefetch count, or what is finished in a moment if that is more."""
+        if not self.prefetch_count:
+            return _WINDOW_MAX
+        since = time.monotonic() - _WINDOW_S
+        while self._finished_at and self._finished_at[0] < since:
+            self._finished_at.popleft()
+        prefetch: int = self.prefetch_count
+        return max(prefetch, len(self._finished_at))
+
+    def can_consume(self) -> bool:
+        """Whether another message may be taken."""
+        return self.in_hand < self.window
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages are delivered and not settled."""
+        in_hand: int = len(self._delivered) - len(self._dirty)
+        return in_hand
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message is done with."""
+        self._finished_at.append(time.monotonic())
+        self.channel.lease.acknowledge(delivery_tag)
+        super().ack(delivery_tag)
+        self.channel.tell()
+
+    def forget(self, delivery_tag: str) -> None:
+        """The message is no longer ours; the lease knows."""
+        super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The message is done with, or goes back to the head of its queue."""
+        if requeue:
+            self.channel.lease.give_back(delivery_tag)
+        else:
+            self.channel.lease.acknowledge(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        self.channel.tell()
+
+    def restore_unacked(self) -> list[Any]:
+        """Give back what is not being worked on. What is stays ours: the lease outlives this channel's connection."""
+        self._flush()
+        lease = self.channel.lease
+        if lease.held_here and lease.worker:
+            for tag in self._delivered.keys() - lease.running_tags():
+                lease.give_back(tag)
+        self._delivered.clear()
+        return []
+
+
+class Poller(kombu_redis.MultiChannelPoller):
+    """kombu's poller, with channels that take through a lease."""
+
+    #: The event loop's, once there is one.
+    call_later: Callable[..., Any] | None = None
+    #: Written to, it wakes that loop.
+    waker: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close what was opened for the loop too."""
+        super().close()
+        if self.waker is not None:
+            self.waker.close()
+            self.waker = None
+
+    def on_poll_start(self) -> None:
+        """Take what may be taken, before the loop goes to sleep."""
+        self._update_brpop_polling()
+        for channel in self._channels:
+            if channel.leased:
+                self._register_LISTEN(channel)
+                channel.take()
+                continue
+            if channel.active_queues and channel.qos.can_consume():
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+
+    def sockets(self) -> list[tuple[int, Any]]:
+        """Every socket to be watched, by its number."""
+        return [(sock.fileno(), sock) for sock in self._chan_to_sock.values() if sock.fileno() in self.fds]
+
+    def on_readable(self, fileno: int) -> None:
+        """Read what has come; news is read also while nothing may be taken, or the loop would not sleep for it."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind == "LISTEN":
+            channel.handlers[kind]()
+        else:
+            super().on_readable(fileno)
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        """For consumers without an event loop: deliver something, or raise `Empty` after `timeout`."""
+        leased = [channel for channel in self._channels if channel.leased]
+        delivered = sum(channel.delivered for channel in leased)
+        wait_s = min([_LOOK_AGAIN_S, *(channel.sleep_s for channel in leased)]) if leased else timeout
+        try:
+            super().get(callback, wait_s if timeout is None else min(timeout, wait_s or timeout))
+        except Empty:
+            if sum(channel.delivered for channel in leased) == delivered:
+                raise
+
+    def on_poll_init(self, poller: Any) -> None:
+        """There is nothing to restore by the clock."""
+        self.poller = poller
+
+    def maybe_restore_messages(self) -> None:
+        """There is nothing to restore by the clock."""
+
+
+class TakingChannel(kombu_redis.Channel):
+    """The half of our channel that takes."""
+
+    QoS = QoS
+
+    lease_s = 10.0
+    #: How many messages this channel has delivered.
+    delivered = 0
+    #: For how long there is nothing to do but to listen.
+    sleep_s = 0.0
+    #: Whether a consumer that acknowledges makes it take through the lease.
+    leased = False
+
+    @property
+    def line(self) -> redis.Redis:
+        """One connection for all this channel says."""
+        raise NotImplementedError
+
+    _look_at = 0.0
+    _acknowledge_at: float | None = None
+    _loop_thread = 0
+
+    @cached_property
+    def lease(self) -> Lease:
+        """The lease of this process on this broker: of whatever channel, and whatever connection."""
+        address = self._address
+        lease = _leases.get(address)
+        if lease is None or not lease.held_here:
+            pool = self._get_lasting_pool()
+            lease = Lease(partial(self.Client, connection_pool=pool), length_s=float(self.lease_s), separator=self.sep)
+            _leases[address] = lease
+        return lease
+
+    @property
+    def _address(self) -> str:
+        """What tells this broker from others."""
+        address: str = self.connection.client.as_uri(include_password=True)
+        return address
+
+    def _get_lasting_pool(self) -> redis.ConnectionPool:
+        """A pool that outlives this channel, as the lease does."""
+        pool: redis.ConnectionPool = self._get_pool()
+        return pool
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Consume from `queue`; one consumer that acknowledges makes the whole channel take through the lease."""
+        tag = super().basic_consume(queue, no_ack, *args, **kwargs)
+        if not no_ack and queue not in self._fanout_queues and not self.leased:
+            self.leased = True
+            self.lease.begin()
+            self.lease.reconcile(self.line)
+        return tag
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, or None: through the lease too, unless it need not be acknowledged."""
+        if no_ack:
+            return super().basic_get(queue, no_ack=True, **kwargs)
+        self.lease.begin()
+        keys = [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps)]
+        taken, _ = self.lease.exchange(self.line, keys, [DELAYED_PREFIX + queue], 1)
+        if not taken:
+            return None
+        message = self.Message(self._payload(taken[0]), channel=self)
+        self.qos.append(message, message.delivery_tag)
+        return message
+
+    def take(self) -> None:
+        """Deliver what may be delivered now, and send acknowledgements that have waited long enough."""
+        now = time.monotonic()
+        lease, qos = self.lease, self.qos
+        if lease.gives_back:
+            self._look_at = 0.0
+        room = qos.window - qos.in_hand if self.active_queues and qos.can_consume() else 0
+        # What can run at once is fetched at once; beyond that half a window, so that one round trip brings several.
+        enough = qos.in_hand < (qos.prefetch_count or 1) or 2 * room >= qos.window
+        wanted = room if enough and now >= self._look_at else 0
+        if lease.waiting and self._acknowledge_at is None:
+            self._acknowledge_at = now + _ACKNOWLEDGE_WITHIN_S
+            self._come_back(_ACKNOWLEDGE_WITHIN_S)
+        due = self._acknowledge_at is not None and now >= self._acknowledge_at
+        if wanted or due or lease.waiting >= ACKNOWLEDGE_AT_ONCE:
+            taken, next_due_s = lease.exchange(self.line, self._queue_keys, self._delayed_keys, wanted)
+            self._acknowledge_at = None
+            if wanted:
+                # Fewer than asked for: all queues are empty, and news will come.
+                sleep_s = 0.0 if len(taken) == wanted else min(_LOOK_AGAIN_S, next_due_s or _LOOK_AGAIN_S)
+                self._look_at = now + sleep_s
+                if sleep_s:
+                    self._come_back(sleep_s)
+            for message in taken:
+                self._deliver(message)
+            if taken:
+                # The pool hands out its jobs at each turn of the loop, this turn perhaps before we had any for it.
+                self._knock()
+        self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
+
+    def tell(self) -> None:
+        """Have the broker told of what is settled: by the event loop within milliseconds; without one, now.
+
+        A thread that is not the loop's own (one of the threads pool) wakes it, also to take more.
+        """
+        if self.closed or not self.connection:
+            return  # the lease tells with the next connection
+        if self.connection.cycle.call_later is None:
+            self.settle()
+        elif threading.get_ident() != self._loop_thread:
+            self._knock()
+
+    def _knock(self) -> None:
+        """Have the event loop, if there is one, turn once more."""
+        waker = self.connection.cycle.waker if self.connection else None
+        if waker is not None:
+            with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake; closed: there is nobody to wake
+                waker.send(b"\0")
+
+    def settle(self) -> None:
+        """Send acknowledgements and returns now."""
+        if self.lease.waiting:
+            self.lease.exchange(self.line, (), (), 0)
+
+    def _come_back(self, delay_s: float) -> None:
+        """Have the event loop, if there is one, call `take` after this time."""
+        call_later = self.connection.cycle.call_later
+        if call_later is not None:
+            call_later(delay_s, self._take_if_open)
+
+    def _take_if_open(self) -> None:
+        if not self.closed:
+            self.take()
+
+    def _deliver(self, taken: Taken) -> None:
+        self.delivered += 1
+        self.connection._deliver(self._payload(taken), taken.key.split(self.sep, 1)[0])
+
+    def _payload(self, taken: Taken) -> dict[str, Any]:
+        # kombu's own reader looks for dates and the like in every object; few messages have any.
+        read = loads if b"__type__" in taken.message else json.loads
+        payload: dict[str, Any] = read(taken.message)
+        payload["properties"]["delivery_tag"] = self.lease.tag(taken)
+        deliveries = payload.pop("agentlink_deliveries", 0)
+        if deliveries:
+            # A retry carries the deaths of the attempts before it in its headers.
+            payload["headers"][DELIVERIES_HEADER] = payload["headers"].get(DELIVERIES_HEADER, 0) + deliveries
+            payload["properties"]["delivery_info"]["redelivered"] = True
+        return payload
+
+    def _subscribe(self) -> None:
+        super()._subscribe()
+        if not self.leased:
+            return
+        client = self.subclient
+        if client.connection._sock is None:
+            client.connection.connect()
+        self._in_listen = client.connection
+        client.subscribe(*(WAKE_PREFIX + queue for queue in self.active_queues))
+        self._look_at = 0.0  # what came before we listened
+
+    def _receive(self) -> Any:
+        self._look_at = 0.0
+        return super()._receive()
+
+    @property
+    def _queue_keys(self) -> list[str]:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        return [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps) for queue in queues]
+
+    @property
+    def _delayed_keys(self) -> list[str]:
+        return [DELAYED_PREFIX + queue for queue in self.active_queues]

@@ -7,6 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
 ARGS ?=
+SEED ?=
+TASKS ?= 5000
 
 # What `make run` asks, and of which files: the running Python's standard library.
 QUESTION ?= how does asyncio cancel a task?
@@ -15,7 +17,7 @@ SOURCES ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("std
 # pip asks rustc for its version, and rustup's stand-in for that writes into the home folder unless told where to.
 export RUSTUP_HOME ?= $(CURDIR)/.venv/rustup
 
-.PHONY: help run test lint bench up down lock clean
+.PHONY: help run test chaos lint bench up down lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-6s %s\n", $$1, $$2 }'
@@ -25,6 +27,9 @@ run: .venv/installed ## answer QUESTION from the files under SOURCES (default: P
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: .venv/installed-dev ## kill everything at random while TASKS tasks run (SEED=7: as that time)
+	CHAOS_SEED=$(SEED) CHAOS_TASKS=$(TASKS) $(BIN)/python -m pytest -s -m chaos $(ARGS)
 
 lint: .venv/installed-dev ## style, types, import directions, spelling
 	$(BIN)/ruff check

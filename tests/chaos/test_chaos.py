@@ -41,7 +41,7 @@ class Results:
 
     def look(self, accepted: dict[int, str]) -> None:
         """Look for those not seen yet, if the broker is there."""
-        missing = [number for number in accepted if number not in self.seen]
+        missing = [number for number in list(accepted) if number not in self.seen]  # calls are made meanwhile
         with contextlib.suppress(redis.RedisError):
             self.seen |= self._read(missing, accepted)
 

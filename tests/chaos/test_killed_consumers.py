@@ -105,4 +105,3 @@ def test_two_hundred_kills_lose_nothing(cluster: Cluster, tmp_path: Path) -> Non
     print(f"\nseed {seed}: {numbers.count} messages, {KILLS} kills, {repeated} deliveries more than that")
     # A killed consumer's last messages, entered and not acknowledged: no more than wait for company.
     assert repeated <= KILLS * ACKNOWLEDGE_AT_ONCE
-    cluster.client.delete("agentlink:leases")

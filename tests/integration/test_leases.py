@@ -135,7 +135,8 @@ def test_a_broken_connection_does_not_run_again_what_a_child_may_have_begun(syst
     for kind in ("normal", "pubsub"):
         system.client.execute_command("CLIENT", "KILL", "TYPE", kind)
     worker.wait_for_log("Connected to", times=2)
-    sample.add.delay(1, 2).get(timeout=10)  # the other worker has looked for messages since
+    others = [sample.add.delay(1, 2) for _ in range(3)]
+    wait_until(lambda: any(other.ready() for other in others), what="a task of the other worker")
     os.kill(child, signal.SIGCONT)
     each_ran_once(path, [0], [result])
 

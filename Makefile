@@ -29,7 +29,7 @@ test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 chaos: .venv/installed-dev ## kill everything at random while TASKS tasks run (SEED=7: as that time)
-	CHAOS_SEED=$(SEED) CHAOS_TASKS=$(TASKS) $(BIN)/python -m pytest -s -m chaos $(ARGS)
+	CHAOS_SEED=$(SEED) CHAOS_TASKS=$(TASKS) $(BIN)/python -m pytest -n 0 -s -m chaos $(ARGS)
 
 lint: .venv/installed-dev ## style, types, import directions, spelling
 	$(BIN)/ruff check

@@ -31,6 +31,8 @@ _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 
 
 # How long a task waits for a broker that is down or full, for what comes after it.
 _TASK_PATIENCE_S = 300.0
+# Between two looks whether who was about to send a chord's body has done so or is gone.
+_LOOK_FOR_SENDER_S = 0.2
 # Of a hard time limit given alone, the share after which the task is asked to end by itself.
 _SOFT_FRACTION = 0.9
 
@@ -123,8 +125,21 @@ class BaseTask(Task):
         if (request.chain or request.callbacks) and not meta.get("children"):
             return meta["result"]
         if request.chord:
-            self.backend.on_chord_part_return(request, meta["status"], meta["result"])
+            self._complete_chord(request, meta)
         raise Ignore
+
+    def _complete_chord(self, request: Any, meta: dict[str, Any]) -> None:
+        """Count in a chord what has been counted, and send the chord's body if nobody is left who was about to.
+
+        Celery lets one process send the body, and holds the others off by a key that outlives that process for a while.
+        """
+        backend = self.backend
+        sender = backend.get_key_for_group(request.group, ".c")
+        backend.on_chord_part_return(request, meta["status"], meta["result"])
+        while backend.client.get(sender) not in (None, b"done"):
+            time.sleep(_LOOK_FOR_SENDER_S)
+        if backend.client.get(sender) is None:
+            backend.on_chord_part_return(request, meta["status"], meta["result"])
 
 
 class App(Celery):

@@ -96,10 +96,13 @@ class Request(CeleryRequest):
         """Run it again in another process, or bury it after its last attempt; False when this is none of ours."""
         channel = self.message.channel
         ours = self.task.acks_late and isinstance(channel, Channel)
-        if not ours or state.should_terminate or self._success_was_stored():
+        if not ours or state.should_terminate:
             return False
         died = ProcessDied(self.name, str(error) or type(error).__name__, self.retries + self.deaths + 1)
+        # One that had succeeded too: its result stands, and what was to come after it may not have been told.
         if not self.task.begins_again(self.retries, self.deaths + 1):
+            if self._success_was_stored():
+                return False
             self._bury(died)
         else:
             logger.warning("%s; it runs again", died)

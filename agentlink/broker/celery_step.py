@@ -44,8 +44,9 @@ class LeaseStep(bootsteps.StartStopStep):
             if flush := getattr(consumer.pool, "flush", None):
                 flush()
             channel.lease.give_back_all_but(running_tags())
-            with contextlib.suppress(redis.RedisError):  # a broken connection; the next one tells
-                channel.settle()
+            if not channel.closed:  # by a broken connection: the next one tells
+                with contextlib.suppress(redis.RedisError):
+                    channel.settle()
 
     def shutdown(self, consumer: Any) -> None:
         """The pool has ended: nobody has to wait for the lease to run out."""

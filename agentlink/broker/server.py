@@ -256,10 +256,11 @@ def _config(settings: Settings) -> str:
 port 0
 unixsocket {json.dumps(str(settings.socket_path), ensure_ascii=False)}
 unixsocketperm 600
-# Every accepted call is in this file before its caller is told, flushed to the disk once a second: nothing is lost when
-# the server is killed, at most a second when the machine loses power.
+# Every accepted call is written to this file before its caller is told, so that nothing is lost when the server is
+# killed. When to flush it to the disk is left to the system: `everysec` puts the writing off while it flushes, and a
+# server killed then loses what it has accepted. A machine that loses power may lose the last half minute.
 appendonly yes
-appendfsync everysec
+appendfsync no
 save ""
 # A full broker refuses new calls; it never drops what it has accepted.
 maxmemory {settings.broker_memory_bytes}

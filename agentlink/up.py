@@ -84,7 +84,7 @@ def read_state(settings: Settings) -> dict[str, Any] | None:
     """What a running `agentlink up` on this home says of itself: its pid and home, Flower's address (or None), and
     whether it is `starting`, `up` or `stopping`. None: there is none, or it has only just begun.
     """
-    if _lock_is_free(settings):
+    if server.is_free(_lock_path(settings)):
         return None
     try:
         state: dict[str, Any] = json.loads(_state_path(settings).read_text())
@@ -124,13 +124,20 @@ def start(settings: Settings, *, wait_for_worker: bool) -> tuple[dict[str, Any],
     try:
         state = _wait_until_up(settings, ("up",) if wait_for_worker else ("starting", "up"), spawned)
     except BaseException:
-        for process in spawned:
-            process.terminate()
-            process.wait()
+        _end(spawned)
         raise
-    for process in spawned:
+    ours = [process for process in spawned if process.pid == state["pid"]]
+    # One that was too late for the lock would take it as soon as it is free, and then nobody would know of it.
+    _end([process for process in spawned if process not in ours])
+    for process in ours:
         process.returncode = 0  # it goes on without us; the interpreter need not warn of that
-    return state, any(process.pid == state["pid"] for process in spawned)
+    return state, bool(ours)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+        process.wait()
 
 
 def _wait_until_up(
@@ -141,13 +148,13 @@ def _wait_until_up(
     process: subprocess.Popen[bytes] | None = None
     log_start = 0
     while (state := read_state(settings)) is None or state["state"] not in wanted:
-        if process is None and _lock_is_free(settings):
+        if process is None and server.is_free(_lock_path(settings)):
             server.make_folder(settings.home)
             log_start = log_path(settings).stat().st_size if log_path(settings).exists() else 0
             process = _spawn(settings)
             spawned.append(process)
         elif process is not None and process.poll() is not None:
-            if _lock_is_free(settings):
+            if server.is_free(_lock_path(settings)):
                 raise UpFailed(_last_words(settings, log_start), str(log_path(settings)))
             process = None  # somebody else was faster; theirs is as good
         if time.monotonic() > deadline:
@@ -203,7 +210,7 @@ def _last_words(settings: Settings, log_start: int) -> str:
 
 def _holder(settings: Settings) -> int | None:
     """The process that has the lock; None: nobody."""
-    while not _lock_is_free(settings):
+    while not server.is_free(_lock_path(settings)):
         if pid := _lock_path(settings).read_text():
             return int(pid)
         time.sleep(POLL_S)  # it has taken the lock and is about to write
@@ -217,21 +224,10 @@ def _ask_to_stop(pid: int) -> None:
 
 def _wait_for_end(settings: Settings, pid: int) -> None:
     deadline = time.monotonic() + settings.stop_grace_s + 3 * KILL_AFTER_S
-    while not _lock_is_free(settings):
+    while not server.is_free(_lock_path(settings)):
         if time.monotonic() > deadline:
             raise AgentLinkError(f"`agentlink up` (pid {pid}) did not stop in time")
         time.sleep(POLL_S)
-
-
-def _lock_is_free(settings: Settings) -> bool:
-    try:
-        with _lock_path(settings).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    return True
 
 
 def _lock_path(settings: Settings) -> Path:

@@ -35,8 +35,9 @@ BEATS_A_LEASE = 3
 ACKNOWLEDGE_AT_ONCE = 64
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
-EXCHANGE = _SCRIPTS.joinpath("exchange.lua").read_text()
-BEAT = _SCRIPTS.joinpath("beat.lua").read_text()
+_DELIVERIES = _SCRIPTS.joinpath("deliveries.lua").read_text()
+EXCHANGE = _DELIVERIES + _SCRIPTS.joinpath("exchange.lua").read_text()
+BEAT = _DELIVERIES + _SCRIPTS.joinpath("beat.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True)

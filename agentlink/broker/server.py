@@ -102,10 +102,10 @@ def stop(settings: Settings, timeout_s: float = 30.0) -> bool:
     Raises:
         BrokerStopError: it does not answer, or is still there after `timeout_s`.
     """
-    if _nobody_holds_lock(settings):
+    if is_free(_lock_path(settings)):
         return False
     deadline = time.monotonic() + timeout_s
-    while not _nobody_holds_lock(settings):
+    while not is_free(_lock_path(settings)):
         if time.monotonic() > deadline:
             raise BrokerStopError(f"pid {_holder(settings)} is still there after {timeout_s:g} s; {STUCK_REMEDY}")
         with connect(settings, timeout_s) as client:
@@ -120,7 +120,7 @@ def stop(settings: Settings, timeout_s: float = 30.0) -> bool:
 
 def holder(settings: Settings) -> int | None:
     """The pid of the server that runs, whether it answers or not."""
-    return None if _nobody_holds_lock(settings) or not (pid := _holder(settings)).isdigit() else int(pid)
+    return None if is_free(_lock_path(settings)) or not (pid := _holder(settings)).isdigit() else int(pid)
 
 
 def program() -> Path:
@@ -139,6 +139,19 @@ def program() -> Path:
 def log_path(settings: Settings) -> Path:
     """Where the server writes its log."""
     return settings.broker_folder / "log"
+
+
+def is_free(lock_path: Path) -> bool:
+    """Whether nobody holds a lock file, or there is none."""
+    try:
+        with lock_path.open("rb") as file:
+            # Shared: who only looks must not seem a holder to somebody else who looks.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return True
 
 
 def make_folder(folder: Path) -> None:
@@ -187,18 +200,6 @@ def _lock(settings: Settings) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _nobody_holds_lock(settings: Settings) -> bool:
-    try:
-        with _lock_path(settings).open("rb") as file:
-            # Shared: who only looks must not seem a holder to somebody else who looks.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    return True
 
 
 def _answers(settings: Settings, deadline: float) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +93,25 @@ def test_a_second_up_on_a_home_is_refused(home: OwnHome) -> None:
             f"agentlink: AgentLink is already up on {home.settings.home} (pid {first.process.pid}); "
             "`agentlink down` stops it\n"
         )
+
+
+def test_one_started_in_the_background_too_late_does_not_wait_for_its_turn(
+    home: OwnHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one has taken the lock meanwhile: ours would take it after that one's end, with nobody to stop it."""
+    spawned, locks = [], []
+
+    def spawn_late(_: object) -> subprocess.Popen[bytes]:
+        locks.append(up.take_lock(home.settings))
+        up.write_state(home.settings, {"pid": os.getpid(), "state": "up"})
+        spawned.append(subprocess.Popen(["sleep", "60"]))
+        return spawned[0]
+
+    monkeypatch.setattr(up, "_spawn", spawn_late)
+    state, started = up.start(home.settings, wait_for_worker=True)
+    up.release_lock(home.settings, *locks)
+    assert (state["pid"], started) == (os.getpid(), False)
+    assert [process.returncode for process in spawned] == [-signal.SIGTERM]
 
 
 def test_whatever_is_killed_comes_back_and_works(home: OwnHome) -> None:

@@ -23,15 +23,6 @@ if holds then
     redis.call('ZADD', KEYS[1], now_ms + lease_ms, ARGV[1])
 end
 
--- One more delivery, counted where the message's JSON begins: every reader of it skips what it does not know.
-local function delivered_again(message)
-    local count, rest = string.match(message, '^{"agentlink_deliveries": (%d+), (.*)$')
-    if not count then
-        count, rest = 0, string.sub(message, 2)
-    end
-    return '{"agentlink_deliveries": ' .. (count + 1) .. ', ' .. rest
-end
-
 local answer = {holds and 1 or 0}
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now_ms)) do
     local flights, started = ARGV[4] .. dead, ARGV[5] .. dead

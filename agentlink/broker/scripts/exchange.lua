@@ -14,15 +14,6 @@ if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
     return {0}
 end
 
--- One more delivery, counted where the message's JSON begins: every reader of it skips what it does not know.
-local function delivered_again(message)
-    local count, rest = string.match(message, '^{"agentlink_deliveries": (%d+), (.*)$')
-    if not count then
-        count, rest = 0, string.sub(message, 2)
-    end
-    return '{"agentlink_deliveries": ' .. (count + 1) .. ', ' .. rest
-end
-
 local at = 9
 local function each(count, act)
     for i = at, at + tonumber(count) - 1 do act(ARGV[i]) end

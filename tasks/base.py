@@ -111,6 +111,7 @@ class BaseTask(Task):
     def _begin(self, request: Any) -> str:
         """Record that a step begins, and claim it. A task outside any run does neither, unless it came again."""
         step = self.builds_canvas or getattr(request, "agentlink_run", None) or request.root_id != request.id
+        step = step or request.replaced_task_nesting  # the last of a replacement has the id of what it replaces
         if not step and not getattr(request, DELIVERIES_HEADER, 0) and not self.track_started:
             return "stored"
         started = {"pid": os.getpid(), "hostname": request.hostname}

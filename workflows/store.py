@@ -72,6 +72,8 @@ class StepRecord:
     place: str
     state: StepState
     attempt: int = 0
+    #: How many tasks have replaced themselves, one by the next, until it came to this one.
+    replacements: int = 0
     worker: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -144,8 +146,8 @@ def transition_commands(
     place = getattr(request, PLACE_HEADER, None)
     run_id = getattr(request, RUN_HEADER, None) or getattr(request, "root_id", None) or task_id
     builds_canvas = getattr(app.tasks.get(name), "builds_canvas", False)
-    replaced = getattr(request, "replaced_task_nesting", 0)
-    if really_ran and not builds_canvas and place is None and run_id == task_id and not replaced:
+    planned_or_replaced = place is not None or bool(getattr(request, "replaced_task_nesting", 0))
+    if really_ran and not builds_canvas and not planned_or_replaced and run_id == task_id:
         return  # a task outside any run
     step_state = STEP_STATE_OF_CELERY.get(celery_state) if name and (place is not None or not builds_canvas) else None
     # A run's last step has the run's id: that it has started says nothing new of the run.
@@ -177,7 +179,7 @@ def transition_commands(
         run_key(""),
         app.backend.task_keyprefix.decode(),
         *failed_result,
-        getattr(request, "parent_id", None) or "" if place is not None and step_state is StepState.RUNNING else "",
+        getattr(request, "parent_id", None) or "" if planned_or_replaced and step_state is StepState.RUNNING else "",
     ]
 
 
@@ -228,6 +230,7 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         place=getattr(request, PLACE_HEADER, None) or "",
         state=state,
         attempt=1 + (getattr(request, "retries", 0) or 0) + (getattr(request, DELIVERIES_HEADER, 0) or 0),
+        replacements=getattr(request, "replaced_task_nesting", 0) or 0,
         worker=getattr(request, "hostname", None),
         started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,

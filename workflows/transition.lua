@@ -71,7 +71,13 @@ function end_run(run, state)
 end
 
 -- Celery tells the next step before it stores the result of the one before: that has succeeded by now, whatever we read.
-if ARGV[17] ~= '' and string.match(redis.call('HGET', KEYS[1] .. ':steps', ARGV[17]) or '', '^RUNNING ') then
+-- Not so where the one before has replaced itself by this one: it ends when the last of its replacement does.
+local function came_before(id)
+    local facts = string.match(redis.call('HGET', KEYS[1] .. ':steps', id) or '', '^RUNNING (.*)$')
+    return facts and (cjson.decode(facts).replacements or 0) >= (cjson.decode(ARGV[3]).replacements or 0)
+end
+
+if ARGV[17] ~= '' and ARGV[17] ~= ARGV[1] and came_before(ARGV[17]) then
     move_step(KEYS[1], ARGV[17], 'SUCCEEDED', '{"ended_at": ' .. ARGV[9] .. '}', true)
 end
 

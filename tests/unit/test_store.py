@@ -28,10 +28,21 @@ def _do(client: fakeredis.FakeRedis, commands: Any) -> None:
 
 
 def _request(
-    task: str = "tests.add", place: str | None = "0", root: str = RUN, retries: int = 0, parent: str | None = None
+    task: str = "tests.add",
+    place: str | None = "0",
+    root: str = RUN,
+    retries: int = 0,
+    parent: str | None = None,
+    replacements: int = 0,
 ) -> Any:
     return SimpleNamespace(
-        task=task, root_id=root, retries=retries, hostname="w@h", agentlink_place=place, parent_id=parent
+        task=task,
+        root_id=root,
+        retries=retries,
+        hostname="w@h",
+        agentlink_place=place,
+        parent_id=parent,
+        replaced_task_nesting=replacements,
     )
 
 
@@ -46,6 +57,10 @@ def _plan(client: fakeredis.FakeRedis, *step_ids: str) -> None:
         [],
         [StepRecord(id=i, name="tests.add", place=str(n), state=StepState.WAITING) for n, i in enumerate(step_ids)],
     )
+
+
+def _states(client: fakeredis.FakeRedis) -> dict[str, StepState]:
+    return {step.id: step.state for step in store.read_steps(client, RUN)}
 
 
 def test_a_new_run_is_queued_and_listed_first(client: fakeredis.FakeRedis) -> None:
@@ -97,6 +112,32 @@ def test_a_task_that_a_running_step_calls_tells_nothing_of_it(client: fakeredis.
     _change(client, "a", "STARTED", request=_request(place="0"))
     _change(client, "called", "STARTED", request=_request(place=None, parent="a"))
     assert store.read_steps(client, RUN)[0].state is StepState.RUNNING
+
+
+def test_a_step_that_replaced_itself_goes_on_until_the_last_of_its_replacement_ends(
+    client: fakeredis.FakeRedis,
+) -> None:
+    _plan(client, RUN)
+    _change(client, RUN, "STARTED", request=_request(place="0"))
+    first = _request(place=None, parent=RUN, replacements=1)
+    _change(client, "first", "STARTED", request=first)
+    assert {step.state for step in store.read_steps(client, RUN)} == {StepState.RUNNING}
+    last = _request(place=None, parent="first", replacements=1)
+    _change(client, RUN, "STARTED", request=last)
+    assert _states(client) == {RUN: StepState.RUNNING, "first": StepState.SUCCEEDED}
+    _change(client, RUN, "SUCCESS", request=last)
+    run = store.read_run(client, RUN)
+    assert (run.state, run.steps_done, run.steps_total) == (RunState.SUCCEEDED, 2, 2)
+    _change(client, "first", "SUCCESS", request=first)
+    assert store.read_run(client, RUN).steps_done == 2
+
+
+def test_the_only_task_of_a_replacement_does_not_end_itself_by_starting(client: fakeredis.FakeRedis) -> None:
+    _plan(client, RUN)
+    _change(client, RUN, "STARTED", request=_request(place="0"))
+    for _ in range(2):
+        _change(client, RUN, "STARTED", request=_request(place=None, parent=RUN, replacements=1))
+    assert _states(client) == {RUN: StepState.RUNNING}
 
 
 def test_a_step_counts_once_however_often_it_is_delivered(client: fakeredis.FakeRedis) -> None:

@@ -64,6 +64,7 @@ class Calls:
                 self.rng.choices([self._one, self._several, self._workflow], [90, 5, 5])[0]()
             except Exception:  # noqa: BLE001 - a call that is refused has an error of its own
                 self.errors.append(f"a call failed with {traceback.format_exc()}")
+            # Calls come at a steady rate.
             time.sleep(max(0.0, began_at + len(self.accepted) / rate - time.monotonic()))
 
     def _one(self) -> None:

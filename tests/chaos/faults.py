@@ -15,6 +15,7 @@ import redis
 from agentlink.broker import server
 from tests.chaos.cluster import LEASE_S, Cluster
 from tests.integration.system import Worker
+from tests.waiting import wait_until
 
 #: Faults and how often each comes, of all together.
 WEIGHTS = {
@@ -73,11 +74,13 @@ class Dice:
             self._next_at = now + self._rng.uniform(*PAUSE_S)
 
     def mend(self) -> None:
-        """End every fault."""
-        while self._endings:
-            self._end_faults(until=float("inf"))
-            time.sleep(0.05)
+        """End every fault. Ending one may take a while, and begin another wait."""
+        wait_until(self._all_have_ended, what="the end of every fault", timeout_s=2 * END_WITHIN_S)
         server.ensure_running(self._cluster.settings)
+
+    def _all_have_ended(self) -> bool:
+        self._end_faults(until=float("inf"))
+        return not self._endings
 
     def _end_faults(self, until: float) -> None:
         due = [ending for ending in self._endings if ending[0] <= until]
@@ -151,7 +154,7 @@ class Dice:
         elif time.monotonic() > deadline:
             self._cluster.problems.append(f"{worker.name} did not end within {END_WITHIN_S} s of {event}, see its log")
             worker.process.send_signal(signal.SIGUSR1)  # Celery logs all threads' stacks then
-            time.sleep(1)
+            time.sleep(1)  # for the log alone: a worker that is stuck may not write it, so there is nothing to wait for
             worker.kill()
             event.end()
         else:

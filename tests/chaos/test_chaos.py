@@ -76,7 +76,7 @@ def test_nothing_is_lost_and_nothing_runs_twice_without_a_cause(cluster: Cluster
         while calls.going_on:
             dice.roll()
             results.look(calls.accepted)
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two throws of the dice
     finally:
         dice.mend()
         calls.stop()
@@ -108,7 +108,7 @@ def _wait_for_the_rest(cluster: Cluster, calls: Calls, results: Results) -> None
         results.look(calls.accepted)
         if len(results.seen) == len(calls.accepted) and all(run.ready() for run, _ in calls.runs):
             return
-        time.sleep(0.1)
+        time.sleep(0.1)  # polls: what has not come by the deadline is a violation, listed with all others
 
 
 def _summary(calls: Calls, events: list[Event], attempts: invariants.Attempts, waited_s: float) -> str:

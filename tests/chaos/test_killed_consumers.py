@@ -57,7 +57,7 @@ class Numbers:
                 for _ in range(PREFETCH):
                     self._producer.publish(self.count)
                     self.count += 1
-            time.sleep(0.002)
+            time.sleep(0.002)  # the queue is long enough: nothing to do
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def test_two_hundred_kills_lose_nothing(cluster: Cluster, tmp_path: Path) -> Non
         numbers = Numbers(cluster, connection)
         for _ in range(KILLS):
             pid = start_one(parent)
-            time.sleep(rng.uniform(*LIVES_S))
+            time.sleep(rng.uniform(*LIVES_S))  # it is killed at any moment, whatever it has done by then
             os.kill(pid, signal.SIGKILL)
         numbers.stop()
         last = start_one(parent)

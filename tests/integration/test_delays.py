@@ -100,7 +100,7 @@ def test_a_task_for_later_is_as_urgent_when_its_time_has_come(system: System, le
     for name, priority in (("last", 0), ("second", 5), ("first", 9)):
         troubled.begin.apply_async((str(ledger), name), priority=priority, countdown=0.1)
     troubled.begin.apply_async((str(ledger), "third"), priority=1)
-    time.sleep(0.2)  # they are due; nobody who could be asked tells so before a worker comes
+    wait_until(lambda: system.client.zcount(DELAYED, 0, time.time() * 1000) == 3, what="all three to be due")
     _start(system)
     wait_until(lambda: len(_begun(ledger)) == 4, what="all of them")
     assert [name for _, name in _begun(ledger)] == ["first", "second", "third", "last"]

@@ -16,7 +16,7 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.exceptions import LimitExceeded, OperationalError
 
-from agentlink.broker.calls import DELIVERIES_HEADER, deadline, together
+from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
 from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import register
@@ -31,6 +31,8 @@ _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 
 
 # How long a task waits for a broker that is down or full, for what comes after it.
 _TASK_PATIENCE_S = 300.0
+# Meanwhile it tries to reach it this often.
+_TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 5.0}
 # Between two looks whether who was about to send a chord's body has done so or is gone.
 _LOOK_FOR_SENDER_S = 0.2
 # Of a hard time limit given alone, the share after which the task is asked to end by itself.
@@ -181,8 +183,12 @@ class App(Celery):
         try:
             with deadline(_TASK_PATIENCE_S if in_task else half_s, from_outside=not in_task) as call:
                 self.need_broker(half_s)
-                wait_s = max(0.0, call.ends_at - time.monotonic())
-                with self.producer_pool.acquire(block=True, timeout=wait_s) as producer, together():
+                with self.producer_pool.acquire(block=True, timeout=_left_s(call)) as producer, together():
+                    if in_task:
+                        # Or kombu would connect where it publishes, and give up after the time that others have.
+                        producer.connection.ensure_connection(
+                            _log_not_reached, timeout=_left_s(call), **_TASK_RECONNECT
+                        )
                     yield producer
         except BrokerUnavailable:
             raise
@@ -200,6 +206,14 @@ class App(Celery):
         if not self._broker_seen and load().embedded:
             ensure_running(load(), timeout_s)
         self._broker_seen = True
+
+
+def _left_s(call: Call) -> float:
+    return max(0.0, call.ends_at - time.monotonic())
+
+
+def _log_not_reached(error: Exception, pause_s: float) -> None:
+    logger.warning("the broker is not reached: %s; trying again in %.1f s", error, pause_s)
 
 
 def _reason(error: Exception) -> str:

@@ -83,6 +83,14 @@ def hand_over(self: Any, number: int) -> None:
     raise self.replace(chain(add.s(number, 9), add.s(1)))
 
 
+@task
+def pass_on(path: str, started: str) -> str:
+    """Have another task do it, when the file `path` is there; its id."""
+    wait_for_file(path, started=started)
+    task_id: str = add.delay(1, 1).id
+    return task_id
+
+
 @task(bind=True, default_retry_delay=0)
 def flaky(self: Any, number: int) -> int:
     """Works the second time."""

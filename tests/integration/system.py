@@ -43,8 +43,9 @@ class Worker:
         return self.log_path.read_text(errors="replace")
 
     def children(self) -> list[int]:
-        """The pids of its pool processes."""
-        return [child.pid for child in psutil.Process(self.pid).children()]
+        """The pids of its pool processes. The broker is a child of the worker that has started it."""
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if child.name() != "valkey-server"]
 
     def wait_for_log(self, text: str, timeout_s: float = 20, times: int = 1) -> None:
         wait_until(

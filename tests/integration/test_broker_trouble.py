@@ -93,6 +93,22 @@ def test_a_full_broker_loses_nothing_of_what_runs(system: System) -> None:
     assert run.get(timeout=20) == 2
 
 
+def test_what_a_task_calls_waits_for_a_frozen_broker(system: System) -> None:
+    """For longer than a call from outside, which is refused within seconds: the task can do nothing better."""
+    worker = system.start_worker()
+    go, started = system.folder / "go", system.folder / "started"
+    result = sample.pass_on.delay(str(go), str(started))
+    wait_until(started.exists, what="the task's start")
+    broker = psutil.Process(system.broker_pid())
+    broker.suspend()
+    try:
+        go.touch()
+        worker.wait_for_log("the broker is not reached", times=2)
+    finally:
+        broker.resume()
+    assert sample.add.AsyncResult(result.get(timeout=20)).get(timeout=20) == 2
+
+
 def test_a_broker_nearly_full_refuses_calls_before_it_is(system: System) -> None:
     sample.add.delay(1, 1)
     used: int = system.client.info("memory")["used_memory"]

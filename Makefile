@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-cache-dir
 ARGS ?=
 SEED ?=
 TASKS ?= 5000
+CONCURRENCY ?= 2
 
 # What `make run` asks, and of which files: the running Python's standard library.
 QUESTION ?= how does asyncio cancel a task?
@@ -17,7 +18,7 @@ SOURCES ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("std
 # pip asks rustc for its version, and rustup's stand-in for that writes into the home folder unless told where to.
 export RUSTUP_HOME ?= $(CURDIR)/.venv/rustup
 
-.PHONY: help run test chaos lint bench up down lock clean
+.PHONY: help run test chaos hogs lint bench up down lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-6s %s\n", $$1, $$2 }'
@@ -25,11 +26,16 @@ help: ## list the targets
 run: .venv/installed ## answer QUESTION from the files under SOURCES (default: Python's standard library)
 	$(BIN)/agentlink run research "$(SOURCES)" "$(QUESTION)" $(ARGS)
 
-test: .venv/installed-dev ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+# What takes the machine to its limits runs alone.
+test: .venv/installed-dev ## run the tests (ARGS=tests/unit: some of them)
+	$(BIN)/python -m pytest $(or $(ARGS),-m "not chaos and not hogs")
+	$(if $(ARGS),,$(BIN)/python -m pytest -n 0 -m "chaos or hogs")
 
 chaos: .venv/installed-dev ## kill everything at random while TASKS tasks run (SEED=7: as that time)
 	CHAOS_SEED=$(SEED) CHAOS_TASKS=$(TASKS) $(BIN)/python -m pytest -n 0 -s -m chaos $(ARGS)
+
+hogs: .venv/installed-dev ## run greedy tasks and liars under limits, CONCURRENCY at a time (SEED=7: as that time)
+	HOGS_SEED=$(SEED) HOGS_CONCURRENCY=$(CONCURRENCY) $(BIN)/python -m pytest -n 0 -s -m hogs $(ARGS)
 
 lint: .venv/installed-dev ## style, types, import directions, spelling
 	$(BIN)/ruff check
@@ -52,6 +58,8 @@ lock: .venv/installed-dev ## renew the locks from pyproject.toml
 	  --upgrade --extra build pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --constraint requirements.lock --extra build --extra dev pyproject.toml --output-file requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --upgrade benchmarks/dask.in --output-file benchmarks/dask.lock
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -23,8 +23,8 @@ broker_transport_options = {
     **result_backend_transport_options,
     # A worker not heard of for this long is dead, and its messages are queued again. No task is too long for it.
     "lease_s": _settings.lease_s,
-    # A list for each priority, 9 the most urgent; Flower reads the queues' lengths by this too.
-    "priority_steps": list(range(10)),
+    # A list for each priority, 9 the most urgent, and another ten for messages of runs; Flower reads lengths by this.
+    "priority_steps": list(range(20)),
 }
 
 # -- What: the tasks and workflows every worker knows. `tasks` itself never imports `workflows`.

@@ -1,11 +1,10 @@
-"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do."""
+"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; `guard` is in `guard_commands`."""
 
 from __future__ import annotations
 
 import json
 import logging
 import signal
-import sys
 from dataclasses import asdict
 from functools import wraps
 from typing import Any
@@ -16,6 +15,8 @@ from rich.console import Console
 from agentlink import supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
+from agentlink.console import page_console
+from agentlink.guard_commands import guard
 from agentlink.settings import load
 
 #: As Celery's own, since both are read in one terminal or file.
@@ -26,6 +27,9 @@ LOG_FORMAT = "[%(asctime)s: %(levelname)s/up] %(message)s"
 @click.version_option(package_name="agentlink")
 def cli() -> None:
     """Run many agents' workflows on one machine without running that machine over."""
+
+
+cli.add_command(guard)
 
 
 @cli.command()
@@ -72,7 +76,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        status_page.show(facts, _page())
+        status_page.show(facts, page_console())
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -131,13 +135,14 @@ def dead(context: click.Context, task: str | None, text: str | None, as_json: bo
             raise click.UsageError(f"options of `{context.invoked_subcommand}` come after it")
         return
     from agentlink import dead as letters  # Celery takes a third of a second to import
+    from agentlink import running
 
-    with letters.broker(load()) as client:
+    with running.broker(load()) as client:
         found = letters.chosen(client, (), all_of_them=True, task=task, text=text)
         if as_json:
             click.echo(json.dumps([asdict(letter) for letter in found], indent=2))
         else:
-            letters.show_list(client, found, _page())
+            letters.show_list(client, found, page_console())
 
 
 @dead.command("show")
@@ -146,13 +151,14 @@ def dead(context: click.Context, task: str | None, text: str | None, as_json: bo
 def dead_show(id_: str, as_json: bool) -> None:
     """Show everything that is known of a dead letter, its message and arguments whole."""
     from agentlink import dead as letters
+    from agentlink import running
 
-    with letters.broker(load()) as client:
+    with running.broker(load()) as client:
         facts = letters.everything(client, id_)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        letters.show(facts, _page())
+        letters.show(facts, page_console())
 
 
 def _choice(command: Any) -> Any:
@@ -168,8 +174,9 @@ def _choice(command: Any) -> Any:
         if ids and (task or text):
             raise click.UsageError("--task and --text go with --all, not with ids")
         from agentlink import dead as letters
+        from agentlink import running
 
-        with letters.broker(load()) as client:
+        with running.broker(load()) as client:
             command(client, letters.chosen(client, ids, all_of_them=all_of_them, task=task, text=text))
 
     return checked
@@ -204,11 +211,6 @@ def doctor(context: click.Context) -> None:
         failed |= not check.passed
         click.echo(f"{click.style('ok', fg='green') if check.passed else click.style('!!', fg='red')}  {check.says}")
     context.exit(1 if failed else 0)
-
-
-def _page() -> Console:
-    # Piped into a file or a pager there is no width to fit into, and an id is to be copied whole.
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _flower_line(state: dict[str, Any]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,28 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import workflows  # noqa: F401 - it has a say when a letter of a run is sent again
-from agentlink.broker import dead_letters, server
+from agentlink.broker import dead_letters
 from agentlink.broker.dead_letters import DeadLetter
-from agentlink.broker.errors import BrokerNotRunning
-from agentlink.settings import Settings
-from tasks import app
-
-
-@contextlib.contextmanager
-def broker(settings: Settings) -> Iterator[redis.Redis]:
-    """A client of the broker that runs.
-
-    Raises:
-        BrokerNotRunning: none does, or it went away meanwhile.
-    """
-    if settings.embedded and not server.is_running(settings):
-        pid = server.holder(settings)
-        hangs = f"pid {pid} does not answer; its log is {server.log_path(settings)}"
-        raise BrokerNotRunning(settings.shown_url, hangs if pid else "it is not running; `agentlink up` starts it")
-    try:
-        yield app.backend.client
-    except redis.RedisError as error:
-        raise BrokerNotRunning(settings.shown_url, str(error)) from error
 
 
 def chosen(

@@ -2,7 +2,7 @@
 
 The environment wins over the file, the file over the defaults. The file is `agentlink.toml` in the current folder, or
 the one that `AGENTLINK_CONFIG` names. A value that can't be used stops the start with *every* problem in one message.
-Imports nothing of ours but what settings are made of: addresses, the home, units, errors.
+Imports nothing of ours but what settings are made of: addresses, the home, control groups, units, errors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import psutil
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agentlink import cgroups
 from agentlink.address import SOCKET_PATH_MAX_BYTES, checked_address, shown_address
 from agentlink.errors import SettingsError
 from agentlink.home import checked_home, default_home
@@ -29,6 +30,9 @@ from agentlink.units import format_duration, parse_duration, parse_share, parse_
 
 ENV_PREFIX = "AGENTLINK_"
 DEFAULT_MEMORY_BYTES = 8_000_000_000
+DEFAULT_MEMORY_FREE_BYTES = 500_000_000
+#: What the guard watches, each of which can be switched off.
+RESOURCES = ("memory", "memory_free", "cpu", "disk_free", "disk_quota", "broker_memory", "processes")
 
 
 def _size(least: str, most: str = "1000TB") -> BeforeValidator:
@@ -37,6 +41,10 @@ def _size(least: str, most: str = "1000TB") -> BeforeValidator:
 
 def _duration(least: str, most: str) -> BeforeValidator:
     return BeforeValidator(partial(_between, parse_duration, least, most))
+
+
+def _share(least: str, most: str = "100%") -> BeforeValidator:
+    return BeforeValidator(partial(_between, parse_share, least, most))
 
 
 def _between(parse: Callable[[object], float], least: str, most: str, value: object) -> float:
@@ -57,7 +65,18 @@ Share = Annotated[float, BeforeValidator(parse_share)]
 
 
 def _default_memory_bytes() -> int:
-    return min(DEFAULT_MEMORY_BYTES, int(psutil.virtual_memory().total * 0.8))
+    return min(DEFAULT_MEMORY_BYTES, int(_memory_there_is_bytes() * 0.8))
+
+
+def _default_memory_free_bytes() -> int:
+    return min(DEFAULT_MEMORY_FREE_BYTES, int(_memory_there_is_bytes() * 0.1))
+
+
+def _memory_there_is_bytes() -> int:
+    """What the machine has, or the container if that is less."""
+    limit = cgroups.Cgroups().memory_limit()
+    total_bytes: int = psutil.virtual_memory().total
+    return min(total_bytes, limit.amount) if limit else total_bytes
 
 
 class Settings(BaseSettings):
@@ -93,23 +112,65 @@ class Settings(BaseSettings):
     # A task gets SoftTimeLimitExceeded at the first and is killed at the second.
     soft_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3600.0, alias="soft_time_limit")
     hard_time_limit_s: Annotated[float, _duration("100ms", "365d")] = Field(default=3660.0, alias="hard_time_limit")
+    # What one call may lead to, all that its steps start included: steps in all, steps that have not ended, and how
+    # deep steps may start steps.
+    max_steps: Count = Field(default=100_000, ge=1, le=100_000_000)
+    max_steps_live: Count = Field(default=20_000, ge=1, le=100_000_000)
+    max_depth: Count = Field(default=16, ge=1, le=1000)
     # After the first Ctrl-C, how long running tasks get before they are killed and go back to the queue.
     stop_grace_s: Annotated[float, _duration("0s", "1d")] = Field(default=60.0, alias="stop_grace")
     # How long results, and runs that have ended, are kept.
     keep_results_s: Annotated[float, _duration("1s", "3650d")] = Field(default=7 * 86400.0, alias="keep_results")
+    # A larger result (as JSON) is kept in a file, and the broker keeps a reference of some hundred bytes.
+    results_inline_bytes: Annotated[int, _size("1KB", "100MB")] = Field(default=64_000, alias="results_inline")
+    # Where those files are: a folder, or any address that fsspec knows (s3://bucket/folder); by default below `home`.
+    storage: str | None = Field(default=None, repr=False)  # it may hold a password
     # The most runs listed; older ones are forgotten first.
     keep_runs: Count = Field(default=10_000, ge=1, le=10_000_000)
 
-    # The guard: on or off, the limit for everything a worker runs, and the shares of it that matter. (A worker alone
-    # takes nearly 100 MB.)
+    # The guard: on or off, and off for these resources only (of RESOURCES). With a dry run it only says what it would
+    # do.
     guard: bool = True
+    guard_off: Annotated[tuple[str, ...], NoDecode] = ()
+    guard_dry_run: bool = False
+    # The limit for everything a worker runs; a container's own limit counts if it is less. (A worker alone takes nearly
+    # 100 MB.)
     memory_bytes: Annotated[int, _size("100MB")] = Field(default_factory=_default_memory_bytes, alias="memory")
-    memory_soft_fraction: Share = Field(default=0.85, alias="memory_soft")
-    memory_resume_fraction: Share = Field(default=0.75, alias="memory_resume")
     # Memory the machine must have left, whoever uses it.
-    memory_free_bytes: Annotated[int, _size("0MB")] = Field(default=500_000_000, alias="memory_free")
-    # Least time paused: with the gap between soft and resume it keeps the guard from flapping.
+    memory_free_bytes: Annotated[int, _size("0MB")] = Field(
+        default_factory=_default_memory_free_bytes, alias="memory_free"
+    )
+    # Share of the machine's CPU time, or of a container's, that tasks may take: mean over 10 s.
+    cpu_fraction: Annotated[float, _share("1%")] = Field(default=0.6, alias="cpu")
+    # What the disks of the home and of temporary files must have left: the smaller of the two.
+    disk_free_bytes: Annotated[int, _size("0MB")] = Field(default=2_000_000_000, alias="disk_free")
+    disk_free_fraction: Annotated[float, _share("0%", "99%")] = Field(default=0.1, alias="disk_free_share")
+    # The most that everything under `home` may take: near it the oldest large results go before their time.
+    disk_quota_bytes: Annotated[int, _size("10MB")] = Field(default=20_000_000_000, alias="disk_quota")
+    # The most processes a worker may run.
+    processes: Count = Field(default=1000, ge=10, le=1_000_000)
+    # Shares of these limits. Soft: nothing more starts (of the CPU: fewer at a time). Resume: all is well again. Hard:
+    # running work is ended (of the CPU: slowed down).
+    memory_soft_fraction: Share = Field(default=0.90, alias="memory_soft")
+    memory_resume_fraction: Share = Field(default=0.80, alias="memory_resume")
+    memory_hard_fraction: Share = Field(default=0.95, alias="memory_hard")
+    cpu_soft_fraction: Share = Field(default=0.95, alias="cpu_soft")
+    cpu_resume_fraction: Share = Field(default=0.85, alias="cpu_resume")
+    cpu_hard_fraction: Share = Field(default=1.0, alias="cpu_hard")
+    disk_quota_soft_fraction: Share = Field(default=1.0, alias="disk_quota_soft")
+    disk_quota_resume_fraction: Share = Field(default=0.95, alias="disk_quota_resume")
+    broker_memory_soft_fraction: Share = Field(default=0.90, alias="broker_memory_soft")
+    broker_memory_resume_fraction: Share = Field(default=0.80, alias="broker_memory_resume")
+    processes_soft_fraction: Share = Field(default=0.80, alias="processes_soft")
+    processes_resume_fraction: Share = Field(default=0.70, alias="processes_resume")
+    processes_hard_fraction: Share = Field(default=0.95, alias="processes_hard")
+    # How often in a row a mark must be passed to count, up and down, and the least time paused: with the gap between
+    # soft and resume they keep the guard from flapping.
+    guard_readings_on: Count = Field(default=1, ge=1, le=100)
+    guard_readings_off: Count = Field(default=3, ge=1, le=100)
     guard_rest_s: Annotated[float, _duration("0s", "1h")] = Field(default=1.0, alias="guard_rest")
+    # A pause that lasts so long is an error in the log: something is stuck, or the limits are too low.
+    guard_alarm_s: Annotated[float, _duration("1s", "365d")] = Field(default=900.0, alias="guard_alarm")
     guard_interval_s: Annotated[float, _duration("10ms", "1s")] = Field(default=0.1, alias="guard_interval")
 
     # Flower: on or off, and its port on 127.0.0.1 (0: any free one).
@@ -133,9 +194,9 @@ class Settings(BaseSettings):
     def _home_is_a_folder(cls, home: Path) -> Path:
         return checked_home(home)
 
-    @field_validator("imports", mode="before")
+    @field_validator("imports", "guard_off", mode="before")
     @classmethod
-    def _imports_from_text(cls, value: object) -> object:
+    def _names_from_text(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("imports", mode="after")
@@ -160,6 +221,30 @@ class Settings(BaseSettings):
             raise ValueError(f"want a name of letters, digits and . - _ as Sentinel knows it, got {shown(name)}")
         return name
 
+    @field_validator("guard_off", mode="after")
+    @classmethod
+    def _guard_off_names_resources(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in RESOURCES:
+                raise ValueError(f"want some of {', '.join(RESOURCES)}, got {shown(name)}")
+        return names
+
+    @field_validator("storage", mode="after")
+    @classmethod
+    def _storage_is_a_place(cls, location: str | None) -> str | None:
+        if location is None or location.startswith("/"):
+            return location
+        protocol, separator, _ = location.partition("://")
+        if not separator:
+            raise ValueError("want a folder's absolute path or an address like s3://bucket/folder")
+        import fsspec  # takes 60 ms, and few set this
+
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"want an address that fsspec knows: {error}") from None
+        return location
+
     @field_validator("log_level", mode="after")
     @classmethod
     def _log_level_is_known(cls, level: str) -> str:
@@ -176,11 +261,7 @@ class Settings(BaseSettings):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        if not 0 < self.memory_resume_fraction < self.memory_soft_fraction:
-            yield (
-                f"memory_resume ({self.memory_resume_fraction:.0%}) must be above 0 and below "
-                f"memory_soft ({self.memory_soft_fraction:.0%})"
-            )
+        yield from self._marks_out_of_order()
         if not self.soft_time_limit_s < self.hard_time_limit_s:
             yield (
                 f"soft_time_limit ({format_duration(self.soft_time_limit_s)}) must be below "
@@ -201,6 +282,15 @@ class Settings(BaseSettings):
                 f"{len(os.fsencode(self.socket_path))} bytes and a Unix socket's path at most {SOCKET_PATH_MAX_BYTES}; "
                 "set a shorter AGENTLINK_HOME"
             )
+
+    def _marks_out_of_order(self) -> Iterator[str]:
+        for resource in ("memory", "cpu", "disk_quota", "broker_memory", "processes"):
+            names = [f"{resource}_{mark}" for mark in ("resume", "soft", "hard")]
+            resume, soft, hard = (getattr(self, f"{name}_fraction", 1.0) for name in names)
+            if not 0 < resume < soft:
+                yield f"{names[0]} ({resume:.0%}) must be above 0 and below {names[1]} ({soft:.0%})"
+            if soft > hard:
+                yield f"{names[1]} ({soft:.0%}) must be at most {names[2]} ({hard:.0%})"
 
     @property
     def embedded(self) -> bool:
@@ -226,6 +316,11 @@ class Settings(BaseSettings):
     def runs_folder(self) -> Path:
         """Where each run keeps its files, one folder a run."""
         return self.home / "runs"
+
+    @property
+    def storage_location(self) -> str:
+        """Where large results are kept, as fsspec takes it."""
+        return self.storage or str(self.home / "results")
 
     @property
     def url(self) -> str:

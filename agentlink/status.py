@@ -10,7 +10,9 @@ from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from agentlink import guard_page, running
 from agentlink import up as up_process
 from agentlink.broker import dead_letters, queues, server
 from agentlink.settings import Settings
@@ -18,7 +20,6 @@ from agentlink.units import format_duration, format_size
 from tasks import app
 from workflows import store
 
-ASK_WORKERS_S = 1.0
 RUNS_SHOWN = 10
 
 
@@ -73,13 +74,13 @@ def _broker(settings: Settings) -> dict[str, Any]:
 
 def _workers() -> list[dict[str, Any]]:
     """Those that answer in time: a worker whose main process hangs is not in the list."""
-    inspect = app.control.inspect(timeout=ASK_WORKERS_S)
+    inspect = app.control.inspect(timeout=running.ASK_S)
     stats = inspect.stats() or {}
     if not stats:
         return []
     names = sorted(stats)
-    inspect = app.control.inspect(destination=names, timeout=ASK_WORKERS_S)
-    queues, active, guards = inspect.active_queues() or {}, inspect.active() or {}, _guards(names)
+    inspect = app.control.inspect(destination=names, timeout=running.ASK_S)
+    queues, active, guards = inspect.active_queues() or {}, inspect.active() or {}, running.guards(names)
     return [
         {
             "name": name,
@@ -91,11 +92,6 @@ def _workers() -> list[dict[str, Any]]:
         }
         for name in names
     ]
-
-
-def _guards(names: list[str]) -> dict[str, Any]:
-    answers = app.control.broadcast("guard", destination=names, reply=True, timeout=ASK_WORKERS_S, limit=len(names))
-    return {name: guard for answer in answers or [] for name, guard in answer.items() if "error" not in guard}
 
 
 def _runs() -> list[dict[str, Any]]:
@@ -134,9 +130,11 @@ def show(facts: dict[str, Any], console: Console) -> None:
     for worker in facts["workers"]:
         console.print(
             f"worker    {worker['name']}, pid {worker['pid']}, {worker['running']} of {worker['concurrency']} busy, "
-            f"queues {', '.join(worker['queues'])}; guard {_guard_line(worker['guard'])}",
+            f"queues {', '.join(worker['queues'])}",
             highlight=False,
         )
+        for line in guard_page.summary(worker["guard"], time.time()):
+            console.print(Text.assemble("guard     ", line), soft_wrap=True)
     for queue in facts["queues"]:
         later = f", {queue['delayed']} for later" if queue["delayed"] else ""
         console.print(f"queue     {queue['name']}: {queue['waiting']} waiting{later}", highlight=False)
@@ -151,15 +149,6 @@ def _up_line(up: dict[str, Any] | None) -> str:
         return "no; `agentlink up` starts it"
     phase = "" if up["state"] == "up" else f"{up['state']}, "
     return f"{phase}pid {up['pid']}, Flower: {up['flower'] or 'off'}"
-
-
-def _guard_line(guard: dict[str, Any] | None) -> str:
-    if guard is None:
-        return "off"
-    if not guard.get("tree_bytes"):
-        return str(guard["state"])
-    reading = f"{format_size(guard['tree_bytes'])} of {format_size(guard['limit_bytes'])}"
-    return f"{guard['state']}, {reading}" + (f" ({guard['reason']})" if guard["reason"] else "")
 
 
 def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:

@@ -6,24 +6,30 @@ a Celery worker.
 
 from resource_guard.errors import GuardError, SensorError
 from resource_guard.guard import Guard
-from resource_guard.limits import Limits
-from resource_guard.observation import Action, Decision, Observation, Pressure, State
-from resource_guard.policy import decide
-from resource_guard.sensors import MemorySensor, memory_sensor
+from resource_guard.limits import Limits, Marks
+from resource_guard.observation import Change, Decision, Level, Observation, ProcessUse, Reading, Resource
+from resource_guard.policy import State, decide
+from resource_guard.ranking import Candidate, rank_for_eviction
+from resource_guard.sensors import Sensors
 from resource_guard.valve import Valve
 
 __all__ = [
-    "Action",
+    "Candidate",
+    "Change",
     "Decision",
     "Guard",
     "GuardError",
+    "Level",
     "Limits",
-    "MemorySensor",
+    "Marks",
     "Observation",
-    "Pressure",
+    "ProcessUse",
+    "Reading",
+    "Resource",
     "SensorError",
+    "Sensors",
     "State",
     "Valve",
     "decide",
-    "memory_sensor",
+    "rank_for_eviction",
 ]

@@ -1,41 +1,93 @@
-"""How the guard reaches a Celery worker; the only file here that knows Celery.
+"""How the guard reaches a Celery worker; with `control.py` the only files here that know Celery.
 
-`install(app, settings)` is enough for a plain `celery -A tasks worker` to be guarded, whatever its pool: a worker step
-runs the guard in the worker's main process, a consumer step puts the valve into the channel that takes tasks. While
-the valve is closed that channel asks the broker for nothing. Remote control has a channel of its own, so
-`celery inspect` is answered throughout. Tasks that the worker had already taken still start.
+`install(app, settings, links)` is enough for a plain `celery -A tasks worker` to be guarded, whatever its pool. A
+worker step runs the guard in the worker's main process. A consumer step puts the gate between the consumer and the
+pool, and the valve into the channel that takes tasks: while it is closed that channel asks the broker for nothing.
+Remote control has a channel of its own, so `celery inspect` is answered throughout.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from celery import Celery, bootsteps
-from celery.worker.control import inspect_command
+from celery import Celery, bootsteps, signals
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from agentlink.errors import SettingsError
 from agentlink.settings import Settings
+from resource_guard import caps, control  # noqa: F401 - importing control registers its commands
+from resource_guard.events import Events, let_through
+from resource_guard.gate import Knowledge
 from resource_guard.guard import Guard
+from resource_guard.keeper import Keeper
 from resource_guard.limits import Limits
-from resource_guard.sensors import memory_sensor
+from resource_guard.pool_hands import let_follow, withdraw
+from resource_guard.recycle import take_out
+from resource_guard.sensors import make_sensors
+from resource_guard.steering import Orders
+from resource_guard.time_limits import count_running_time_only
 from resource_guard.valve import Valve
 
 # An idle worker's event loop sleeps for seconds; it has to come round to notice that the valve is open again.
 WAKE_INTERVAL_S = 0.25
 
 
+class Lasting(Knowledge, Protocol):
+    """What earlier runs have taught, kept somewhere."""
+
+    def begin(self) -> None:
+        """Read it, and keep writing."""
+
+    def end(self) -> None:
+        """Write what has not been written."""
+
+
+class BrokerWatch(Protocol):
+    """What the guard wants to know of the broker, asked for in a thread of its own."""
+
+    def begin(self, follow: Callable[[Orders], None]) -> None:
+        """Ask, and go on asking; `follow` gets what a person has asked of the guard."""
+
+    def end(self) -> None:
+        """Cease to ask."""
+
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes its data takes and may take; None while that is not known, or unlimited."""
+
+    @property
+    def root_pids(self) -> list[int]:
+        """The processes that count with all their descendants: this one, what runs it, the broker once it is known."""
+
+    def order(self, change: Callable[[Orders], Orders]) -> Orders:
+        """Change what a person has asked for, kept for workers that start later; return all of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """What the guard needs of those whom it must not import."""
+
+    knowledge: Callable[[], Lasting]
+    broker: Callable[[], BrokerWatch]
+    #: The delivery tags of the messages whose tasks the pool has been given.
+    running_tags: Callable[[], set[str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuardSetup:
     """What `install` leaves on the app for the steps, which Celery makes itself."""
 
+    settings: Settings
     limits: Limits
-    interval_s: float
+    links: Links
 
 
-def install(app: Celery, settings: Settings) -> None:
+def install(app: Celery, settings: Settings, links: Links) -> None:
     """Have every worker of `app` guarded, unless `settings.guard` is off. Doing it twice changes nothing.
 
     Raises:
@@ -44,18 +96,12 @@ def install(app: Celery, settings: Settings) -> None:
     if not settings.guard:
         return
     try:
-        limits = Limits(
-            memory_bytes=settings.memory_bytes,
-            soft_fraction=settings.memory_soft_fraction,
-            resume_fraction=settings.memory_resume_fraction,
-            free_bytes=settings.memory_free_bytes,
-            rest_s=settings.guard_rest_s,
-        )
+        limits = Limits.from_settings(settings)
     except ValueError as error:
         raise SettingsError([str(error)]) from None
-    app.guard_setup = GuardSetup(limits=limits, interval_s=settings.guard_interval_s)
+    app.guard_setup = GuardSetup(settings=settings, limits=limits, links=links)
     app.steps["worker"].add(GuardStep)
-    app.steps["consumer"].add(ValveStep)
+    app.steps["consumer"].add(GateStep)
 
 
 class GuardStep(bootsteps.StartStopStep):
@@ -66,41 +112,134 @@ class GuardStep(bootsteps.StartStopStep):
     def create(self, worker: Any) -> Guard:
         """A guard over this process, the worker's main one, and all its descendants."""
         setup: GuardSetup = worker.app.guard_setup
-        # Below the resume mark a more exact reading could change no decision.
-        sensor = memory_sensor(os.getpid(), exact_above_bytes=setup.limits.resume_bytes)
-        guard = Guard(setup.limits, sensor, Valve(), interval_s=setup.interval_s)
+        settings = setup.settings
+        worker.guard_knowledge = setup.links.knowledge()
+        worker.guard_broker = setup.links.broker()
+        events = worker.guard_events = Events()
+        watch: BrokerWatch = worker.guard_broker
+        sensor = make_sensors(
+            lambda: guard.limits,
+            watch.root_pids,
+            os.getpid(),
+            [settings.home, Path(tempfile.gettempdir())],
+            watch.memory,
+            settings.home,
+        )
+        guard = Guard(
+            setup.limits,
+            sensor,
+            Valve(),
+            interval_s=settings.guard_interval_s,
+            alarm_s=settings.guard_alarm_s,
+            dry_run=settings.guard_dry_run,
+            on_change=events.changed,
+            on_turn=events.turned,
+        )
         worker.resource_guard = guard
         return guard
 
+    def start(self, worker: Any) -> None:
+        """Learn what is known, then begin to watch."""
+        pool = getattr(worker.pool, "_pool", None)
+        if isinstance(pool, AsynPool):
+            count_running_time_only(pool, lambda pid: worker.task_keeper.stopped_s(pid))
+            let_follow(pool)
+        worker.guard_knowledge.begin()
+        worker.guard_broker.begin(worker.resource_guard.steering.follow)
+        super().start(worker)
 
-class ValveStep(bootsteps.StartStopStep):
-    """Puts the valve between the broker and the worker's task consumer, again after every reconnect."""
+    def stop(self, worker: Any) -> None:
+        """Cease to watch, and keep what was learned."""
+        super().stop(worker)
+        worker.task_keeper.stop()
+        worker.guard_broker.end()
+        worker.guard_knowledge.end()
+
+    terminate = stop
+
+
+class GateStep(bootsteps.StartStopStep):
+    """Puts the gate between the worker's consumer and its pool, and the valve before the consumer."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def create(self, consumer: Any) -> None:
         """Take hold of what lives as long as the worker; `start` does what lives as long as a connection."""
-        self._valve: Valve = consumer.controller.resource_guard.valve
-        self._wake: Any = None
-        consumer.create_task_handler = give_back_while_closed(self._valve, consumer.create_task_handler)
+        worker = consumer.controller
+        guard: Guard = worker.resource_guard
+        self._running_tags = worker.app.guard_setup.links.running_tags
+        self._channel: Any = None
+        self._timers: list[Any] = []
+        isolated = isinstance(worker.pool, ProcessPool)
+        self._keeper = guard.crew = worker.task_keeper = Keeper(
+            guard.valve,
+            worker.guard_knowledge,
+            # Celery lets as many start as there are processes; here the gate does, and some that follow others.
+            start=worker._process_task if isolated else consumer.on_task_request,
+            pool_size=lambda: _pool_size(worker),
+            wake=self._wake,
+            cores=lambda: guard.sensor.cores,
+            isolated=isolated,
+            withdraw=(lambda request: _withdraw(worker, request)) if isolated else None,
+            take_out=(lambda pid: take_out(worker.pool._pool, pid)) if isolated and not guard.dry_run else None,
+            govern=isolated and not guard.dry_run,
+            dry_run=guard.dry_run,
+            on_evicted=worker.guard_events.evicted,
+        )
+        consumer.on_task_request = self._keeper.gate.handle
+        consumer.create_task_handler = give_back_while_closed(guard.valve, consumer.create_task_handler)
 
     def start(self, consumer: Any) -> None:
         """Put the valve into the task channel of this connection."""
-        hold_while_closed(self._valve, consumer.task_consumer.channel)
-        self._wake = consumer.timer.call_repeatedly(WAKE_INTERVAL_S, _come_round)
+        self._channel = consumer.task_consumer.channel
+        hold_while_closed(consumer.controller.resource_guard.valve, self._channel)
+        gate = self._keeper.gate
+        if hasattr(self._channel.qos, "look_ahead"):
+            self._channel.qos.look_ahead = lambda: gate.look_ahead
+        tags = self._running_tags()
+        gate.finish_all_but([one.request for one in gate.started() if one.request.message.delivery_tag in tags])
+        let_through(consumer.event_dispatcher)
+        events: Events = consumer.controller.guard_events
+        self._timers = [
+            consumer.timer.call_repeatedly(WAKE_INTERVAL_S, self._keeper.attend),
+            consumer.timer.call_repeatedly(WAKE_INTERVAL_S, events.send, (consumer.event_dispatcher,)),
+        ]
+        if consumer.hub is not None:
+            consumer.hub.on_tick.add(self._keeper.attend)
 
     def stop(self, consumer: Any) -> None:
-        """Stop waking the event loop."""
-        if self._wake is not None:
-            consumer.timer.cancel(self._wake)
-            self._wake = None
+        """Forget what has not started: it goes back to its queue with this connection."""
+        self._keeper.gate.drop_waiting()
+        self._channel = None
+        if consumer.hub is not None:
+            consumer.hub.on_tick.discard(self._keeper.attend)
+        for timer in self._timers:
+            consumer.timer.cancel(timer)
+        self._timers = []
+
+    def _wake(self) -> None:
+        """Have the event loop turn: it attends to the gate each time."""
+        if wake := getattr(self._channel, "wake", None):
+            wake()
 
 
-@inspect_command(name="guard")
-def report_guard(state: Any, **_arguments: object) -> dict[str, object]:
-    """State, readings and limits of the resource guard."""
-    guard: Guard | None = getattr(state.consumer.controller, "resource_guard", None)
-    return guard.status() if guard else {"state": "off"}
+def _pool_size(worker: Any) -> int:
+    """How many tasks at a time; the pool itself knows once it has started, and is asked each time: it may grow."""
+    if isinstance(worker.pool, ProcessPool) and worker.pool._pool is None:
+        return int(worker.concurrency)
+    return int(worker.pool.num_processes)
+
+
+def _withdraw(worker: Any, request: Any) -> bool:
+    reference = request._apply_result
+    job = reference() if reference is not None else None
+    return job is not None and withdraw(worker.pool._pool, job)
+
+
+@signals.worker_process_init.connect
+def _settle_in(**_: object) -> None:
+    """Each pool process gives way to everything else on the machine."""
+    caps.settle_in()
 
 
 def hold_while_closed(valve: Valve, channel: Any) -> None:
@@ -138,7 +277,3 @@ def give_back_while_closed(valve: Valve, create_task_handler: Callable[..., Any]
         return on_task_received
 
     return create_guarded_task_handler
-
-
-def _come_round() -> None:
-    """Nothing: that the timer fires makes the event loop ask `can_consume` again."""

@@ -1,33 +1,39 @@
-"""Readings of memory: this worker's process tree, and what the machine has left.
-
-On Linux `/proc` is read directly: psutil's `children(recursive=True)` scans every process of the machine, which takes
-2.4 ms where `/proc/PID/task/TID/children` takes 0.014 ms. Elsewhere psutil does it.
-
-Not seen: a container's own limit, and processes that left the tree because their parent ended before them.
-"""
+"""What the guard reads: one look at all that AgentLink runs and at what is left, made from the files of Linux."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
+from agentlink.cgroups import MOUNT, Cgroups, Limit, memory_used_bytes, processes
+from resource_guard.cpu import CpuUse
 from resource_guard.errors import SensorError
-from resource_guard.observation import Observation
+from resource_guard.kept_files import KeptFiles, kilobytes
+from resource_guard.limits import Limits
+from resource_guard.observation import Level, Observation, ProcessUse, Reading, Resource
+from resource_guard.process_tree import ProcessTree
+from resource_guard.psutil_sensor import PsutilMemorySensor
+from resource_guard.slow_readings import SlowReadings
 
-# An exact reading takes about 22 ms for each GB in use. These are the shares of one core that such readings may take:
-# where they decide something, and where they only inform.
-DECISIVE_SHARE = 0.01
-INFORMATIVE_SHARE = 0.002
+#: What control groups allow is looked up again so often: it changes rarely, and there are many files.
+CEILINGS_S = 1.0
+#: The shares of one core that exact readings of memory may take again and again: with headroom, near the pause, during
+#: it, and where running work is about to be ended, which must not be for a wrong reading.
+CORRECT_SHARES = (0.001, 0.002, 0.01, 0.25)
+#: They stop where memory is known to this share of the limit.
+TOLERANCE_FRACTION = 0.01
+# Of what a control group allows this share must be left, or `memory_free` if that is less.
+_GROUP_FREE_FRACTION = 0.05
+_STALLS = ("cpu", "memory", "io")
 
 
 class Sensor(Protocol):
     """Something that can be asked for an observation at any time, from one thread."""
+
+    #: How many cores the machine, or the control group's quota, allows; as of the last look.
+    cores: float
 
     def observe(self, at: float) -> Observation:
         """The readings of now, stamped with `at`.
@@ -36,136 +42,178 @@ class Sensor(Protocol):
             SensorError: there is nothing to decide on.
         """
 
+    def close(self) -> None:
+        """Let go of files and threads; a later look takes hold of them again."""
 
-def memory_sensor(root_pid: int, *, exact_above_bytes: int) -> Sensor:
-    """The cheapest sensor that works on this machine."""
+
+def make_sensors(
+    limits_of: Callable[[], Limits],
+    root_pids: Sequence[int],
+    worker_pid: int,
+    data_paths: Iterable[Path],
+    broker: Callable[[], tuple[int, int] | None],
+    home: Path,
+) -> Sensor:
+    """The best that work on this machine."""
     # The file needs Linux with CONFIG_PROC_CHILDREN, which a few kernels are built without.
-    if Path(f"/proc/{root_pid}/task/{root_pid}/children").exists():
-        return MemorySensor(root_pid, exact_above_bytes=exact_above_bytes)
-    return PsutilMemorySensor(root_pid)
+    if Path(f"/proc/{worker_pid}/task/{worker_pid}/children").exists():
+        return Sensors(limits_of, root_pids, worker_pid, data_paths, broker, home)
+    return PsutilMemorySensor(limits_of, root_pids)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ExactReading:
-    at: float
-    cost_s: float
-    rss_bytes: int
-    pss_bytes: int
+class Sensors:
+    """Reads `/proc`, control groups, disks and the broker; what can't be read is absent from the observation.
 
-
-class MemorySensor:
-    """Reads Linux's `/proc`; `proc` is an argument so that tests can make a tree of their own.
-
-    Forked children share pages with their parent, and the sum of their RSS counts those once for each: 2.6 times too
-    much was seen with eight children. PSS counts them once but is a hundred times dearer to read. So PSS is read only
-    now and then; in between the answer is the last PSS plus what the sum of RSS has changed since, at most that sum.
-    `exact_above_bytes` is where precision matters: while the sum of RSS, which is never less than the truth, is below
-    it, PSS is read five times less often.
+    `root_pids` are counted with all their descendants, and read anew at each look, so it may change; the children of
+    `worker_pid` are told apart. `broker` gives the bytes that its data takes and may take.
     """
 
-    def __init__(self, root_pid: int, proc: Path = Path("/proc"), *, exact_above_bytes: int = 0) -> None:
-        self._root_pid = root_pid
-        self._proc = str(proc)
-        self._exact_above_bytes = exact_above_bytes
-        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
-        self._exact: _ExactReading | None = None
+    def __init__(
+        self,
+        limits_of: Callable[[], Limits],
+        root_pids: Sequence[int],
+        worker_pid: int,
+        data_paths: Iterable[Path],
+        broker: Callable[[], tuple[int, int] | None],
+        home: Path,
+        proc: Path = Path("/proc"),
+        cgroups: Path = MOUNT,
+    ) -> None:
+        self._limits_of = limits_of
+        self._worker_pid = worker_pid
+        self._proc = proc
+        self._cgroups = cgroups
+        self._files = KeptFiles(1 + len(_STALLS))
+        self._tree = ProcessTree(root_pids, proc)
+        machine_cores = len(os.sched_getaffinity(0))
+        self._cpu = CpuUse(machine_cores)
+        self._slow = SlowReadings(limits_of, data_paths=data_paths, home=home, broker=broker)
+        self._looked_up_at: float | None = None
+        self._memory_limits: list[Limit] = []
+        self._processes_limits: list[Limit] = []
+        self._quota_group = ""
+        self._machine_cores = machine_cores
+        #: How many cores the machine, or the control group's quota, allows; as of the last look.
+        self.cores: float = machine_cores
 
     def observe(self, at: float) -> Observation:
-        """The readings of now; a process that ends meanwhile, or can't be read, is left out."""
-        return Observation(at=at, tree_bytes=self._tree_bytes(at), available_bytes=self._available_bytes())
+        """The readings of now, stamped with `at`.
 
-    def _available_bytes(self) -> int:
-        try:
-            text = self._read("meminfo")
-        except OSError as error:
-            raise SensorError("available memory", str(error)) from error
-        available = _kilobytes(text, b"MemAvailable:")
-        if available is None:
-            raise SensorError("available memory", f"{self._proc}/meminfo has no MemAvailable")
-        return available
+        Raises:
+            SensorError: memory can't be read, neither what is used nor what is left.
+        """
+        limits = self._limits_of()
+        if self._looked_up_at is None or at >= self._looked_up_at + CEILINGS_S:
+            self._look_up_ceilings()
+            self._looked_up_at = at
+        self._tree.look()
+        total_bytes, available_bytes = self._machine_memory()
+        readings = self._slow.readings()
+        for resource, reading in (
+            (Resource.MEMORY, self._memory(limits, total_bytes, at)),
+            (Resource.MEMORY_FREE, self._memory_free(limits, available_bytes)),
+            (Resource.CPU, self._cpu_used(limits, at)),
+            (Resource.PROCESSES, self._processes(limits)),
+        ):
+            if reading is not None:
+                readings[resource] = reading
+        if Resource.MEMORY not in readings and Resource.MEMORY_FREE not in readings:
+            raise SensorError("memory", f"neither {self._proc}/meminfo nor a process can be read")
+        return Observation(
+            at=at, readings=readings, children=self._children(), cpu_s=self._cpu.total_s, stalled=self._stalled()
+        )
 
-    def _tree_bytes(self, at: float) -> int:
-        rss_by_pid = {pid: rss for pid in self._tree() if (rss := self._rss_bytes(pid)) is not None}
-        if self._root_pid not in rss_by_pid:
-            raise SensorError("memory of this worker's processes", f"{self._proc}/{self._root_pid}/statm is unreadable")
-        rss_bytes = sum(rss_by_pid.values())
-        share = DECISIVE_SHARE if rss_bytes > self._exact_above_bytes else INFORMATIVE_SHARE
-        if self._exact is None or at >= self._exact.at + self._exact.cost_s / share:
-            self._exact = self._read_exactly(rss_by_pid, at)
-        return min(rss_bytes, max(0, self._exact.pss_bytes + rss_bytes - self._exact.rss_bytes))
+    def close(self) -> None:
+        """Let go of files and threads; a later look takes hold of them again."""
+        self._slow.close()
+        self._tree.close()
+        self._files.close()
 
-    def _read_exactly(self, rss_by_pid: dict[int, int], at: float) -> _ExactReading:
-        started = time.perf_counter()
-        pss_bytes = sum(self._pss_bytes(pid, rss) for pid, rss in rss_by_pid.items())
-        cost_s = time.perf_counter() - started
-        return _ExactReading(at=at, cost_s=cost_s, rss_bytes=sum(rss_by_pid.values()), pss_bytes=pss_bytes)
+    def _look_up_ceilings(self) -> None:
+        groups = Cgroups(self._worker_pid, proc=self._proc, mount=self._cgroups)
+        self._memory_limits = groups.memory_limits()
+        self._processes_limits = groups.processes_limits()
+        quota, group = groups.cpu_cores() or (self._machine_cores, "")
+        self.cores = min(quota, self._machine_cores)
+        self._quota_group = str(group) if quota < self._machine_cores else ""
 
-    def _tree(self) -> set[int]:
-        tree: set[int] = set()
-        pending = [self._root_pid]
-        while pending:
-            pid = pending.pop()
-            if pid not in tree:
-                tree.add(pid)
-                pending += self._children(pid)
-        return tree
-
-    def _children(self, pid: int) -> Iterable[int]:
-        # Each thread lists only the children that it has started itself.
-        children: list[int] = []
-        try:
-            for thread in os.listdir(f"{self._proc}/{pid}/task"):  # noqa: PTH208 - ten times a second, and six times faster
-                children += map(int, self._read(f"{pid}/task/{thread}/children").split())
-        except OSError:
-            pass  # the thread or the process has ended
-        return children
-
-    def _rss_bytes(self, pid: int) -> int | None:
-        try:
-            return int(self._read(f"{pid}/statm").split()[1]) * self._page_bytes
-        except (OSError, IndexError, ValueError):
+    def _memory(self, limits: Limits, total_bytes: int | None, at: float) -> Reading | None:
+        limit_bytes = limits.memory_bytes if total_bytes is None else min(limits.memory_bytes, total_bytes)
+        least = min(self._memory_limits, key=lambda limit: limit.amount, default=None)
+        if least is not None and least.amount < limit_bytes:
+            limit_bytes = least.amount
+            # Whoever is in the group counts, and the kernel has done the counting.
+            if (used_bytes := memory_used_bytes(least.group)) is not None:
+                return Reading(value=used_bytes, limit=limit_bytes, where=str(least.group))
+        if not self._tree.processes:
             return None
+        marks = limits.marks.get(Resource.MEMORY)
+        level = Level.OK
+        if marks is not None:
+            fraction = self._tree.memory_bytes / limit_bytes
+            level = max(marks.level_of(fraction), Level.THROTTLE if fraction >= marks.resume else Level.OK)
+        self._tree.correct(at, CORRECT_SHARES[level], limit_bytes * TOLERANCE_FRACTION)
+        return Reading(value=self._tree.memory_bytes, limit=limit_bytes)
 
-    def _pss_bytes(self, pid: int, otherwise: int) -> int:
-        # Unreadable for another user's process, and empty for one that has just ended.
+    def _memory_free(self, limits: Limits, available_bytes: int | None) -> Reading | None:
+        """Of the machine, and of every group that has a limit, the one that has least left by its floor."""
+        readings = [] if available_bytes is None else [_left(available_bytes, limits.memory_free_bytes)]
+        for limit in self._memory_limits:
+            if (used_bytes := memory_used_bytes(limit.group)) is not None:
+                floor_bytes = min(limits.memory_free_bytes, limit.amount * _GROUP_FREE_FRACTION)
+                readings.append(_left(max(0, limit.amount - used_bytes), floor_bytes, str(limit.group)))
+        return max(readings, key=lambda reading: reading.fraction, default=None)
+
+    def _cpu_used(self, limits: Limits, at: float) -> Reading | None:
+        if not self._tree.processes:
+            return None
+        cores = self._cpu.add(at, self._tree.processes.values())
+        return Reading(value=cores / self.cores, limit=limits.cpu_fraction, where=self._quota_group)
+
+    def _processes(self, limits: Limits) -> Reading | None:
+        """The tree's against the setting, or a group's against its own limit: whichever is nearer to it."""
+        readings = [Reading(value=len(self._tree.processes), limit=limits.processes)] if self._tree.processes else []
+        readings += [
+            Reading(value=count, limit=limit.amount, where=str(limit.group), unit="threads")
+            for limit in self._processes_limits
+            if (count := processes(limit.group)) is not None
+        ]
+        return max(readings, key=lambda reading: reading.fraction, default=None)
+
+    def _children(self) -> Mapping[int, ProcessUse]:
+        worker = self._tree.processes.get(self._worker_pid)
+        return {use.pid: use for use in map(self._use, worker.children if worker else ()) if use is not None}
+
+    def _use(self, pid: int) -> ProcessUse | None:
+        descendants = self._tree.with_descendants(pid)
+        if not descendants:
+            return None
+        return ProcessUse(
+            pid=pid,
+            rss_bytes=sum(process.private_bytes for process in descendants),
+            cpu_s=sum(process.cpu_s + process.ended_cpu_s for process in descendants),
+            pids=tuple(process.pid for process in descendants),
+        )
+
+    def _machine_memory(self) -> tuple[int | None, int | None]:
+        """What there is, and what can be had of it without swapping."""
         try:
-            pss_bytes = _kilobytes(self._read(f"{pid}/smaps_rollup"), b"Pss:")
-        except OSError:
-            return otherwise
-        return otherwise if pss_bytes is None else pss_bytes
+            text = self._files.read(f"{self._proc}/meminfo")
+            return kilobytes(text, b"MemTotal:"), kilobytes(text, b"MemAvailable:")
+        except (OSError, ValueError):
+            return None, None
 
-    def _read(self, name: str) -> bytes:
-        with open(f"{self._proc}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
-            return file.read()
+    def _stalled(self) -> Mapping[str, float]:
+        return dict(self._stalls())
 
-
-class PsutilMemorySensor:
-    """Reads through psutil, where there is no `/proc`; RSS only, so shared pages count once for each process."""
-
-    def __init__(self, root_pid: int) -> None:
-        self._root_pid = root_pid
-
-    def observe(self, at: float) -> Observation:
-        """The readings of now; a process that ends meanwhile, or can't be read, is left out."""
-        try:
-            root = psutil.Process(self._root_pid)
-            tree_bytes = root.memory_info().rss + sum(map(self._rss_bytes, root.children(recursive=True)))
-            available_bytes = psutil.virtual_memory().available
-        except (psutil.Error, OSError) as error:
-            raise SensorError("memory", str(error)) from error
-        return Observation(at=at, tree_bytes=tree_bytes, available_bytes=available_bytes)
-
-    @staticmethod
-    def _rss_bytes(process: psutil.Process) -> int:
-        try:
-            return process.memory_info().rss
-        except psutil.Error:
-            return 0
+    def _stalls(self) -> Iterator[tuple[str, float]]:
+        for name in _STALLS:
+            try:
+                text = self._files.read(f"{self._proc}/pressure/{name}")
+                yield name, float(text.removeprefix(b"some avg10=").partition(b" ")[0])
+            except (OSError, ValueError):  # a kernel without it, or with it switched off
+                continue
 
 
-def _kilobytes(text: bytes, name: bytes) -> int | None:
-    """The bytes in the line `name   123 kB`."""
-    for line in text.splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    return None
+def _left(left_bytes: float, floor_bytes: float, where: str = "") -> Reading:
+    return Reading(value=left_bytes, limit=floor_bytes, floor=True, where=where)

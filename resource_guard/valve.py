@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,12 @@ class Valve:
     def resume(self, reason: str) -> bool:
         """Open it; False if it was open, and then nothing changes."""
         return self._turn(is_open=True, reason=reason)
+
+    def explain(self, reason: str) -> None:
+        """While it is closed: what holds it now may differ from what closed it."""
+        with self._lock:
+            if not self._position.is_open and reason != self._position.reason:
+                self._position = replace(self._position, reason=reason)
 
     def _turn(self, *, is_open: bool, reason: str) -> bool:
         with self._lock:

@@ -11,8 +11,11 @@ from typing import Any, overload
 import click
 from celery import signals
 
+from agentlink import up
+from agentlink.broker import along, revoked, sweep_step
 from agentlink.broker import celery_step as lease_step
-from agentlink.broker import revoked
+from agentlink.broker.guard_watch import GuardWatch
+from agentlink.broker.profiles import Profiles
 from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
@@ -30,10 +33,24 @@ def _settings() -> Settings:
         sys.exit(f"agentlink: {error}")
 
 
+def _guard_watch() -> GuardWatch:
+    settings, parent = load(), os.getppid()
+    state = up.read_state(settings)
+    top_pid = parent if state and state["pid"] == parent else os.getpid()
+    return GuardWatch(lambda: app.backend.client, top_pid=top_pid, embedded=settings.embedded)
+
+
 app = App("agentlink")
-guard_step.install(app, _settings())
+guard_links = guard_step.Links(
+    knowledge=lambda: Profiles(lambda: app.backend.client),
+    broker=_guard_watch,
+    running_tags=lease_step.running_tags,
+)
+guard_step.install(app, _settings(), guard_links)
 lease_step.install(app)
+along.install(app)
 revoked.install(app)
+sweep_step.install(app)
 app.config_from_object("celeryconfig")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -13,15 +14,20 @@ from typing import Any
 
 import redis
 from celery import Celery, Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from kombu.exceptions import LimitExceeded, OperationalError
 
+from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
-from agentlink.broker.errors import BrokerStartError, BrokerUnavailable
+from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
+from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import register
 from agentlink.settings import load
-from agentlink.units import format_size, parse_size
+from agentlink.units import parse_size
+from resource_guard.caps import capped
+from resource_guard.gate import CAP_HEADER
+from tasks.errors import MemoryLimitExceeded
 from tasks.retries import retry_options
 
 logger = logging.getLogger(__name__)
@@ -29,12 +35,8 @@ logger = logging.getLogger(__name__)
 # While the broker is away (restarting, say), a call tries again this often until its deadline.
 _PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 0.05, "interval_max": 0.5}
 
-# How long a task waits for a broker that is down or full, for what comes after it.
-_TASK_PATIENCE_S = 300.0
-# Meanwhile it tries to reach it this often.
+# A task that has to send on what comes next tries to reach it this often.
 _TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 5.0}
-# Between two looks whether who was about to send a chord's body has done so or is gone.
-_LOOK_FOR_SENDER_S = 0.2
 # Of a hard time limit given alone, the share after which the task is asked to end by itself.
 _SOFT_FRACTION = 0.9
 
@@ -80,7 +82,27 @@ class BaseTask(Task):
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
-        return self.run(*args, **kwargs)
+        with fanout.body(request):
+            if (allowed := getattr(request, CAP_HEADER, None)) is None:
+                return self.run(*args, **kwargs)
+            return self._run_capped(allowed, args, kwargs)
+
+    def _run_capped(self, allowed: tuple[int, int | None], args: Any, kwargs: Any) -> Any:
+        """Run the body with so much memory at most; what wants more is tried with the next size, or has failed."""
+        cap_bytes, next_bytes = allowed
+        with capped(cap_bytes) as cap:
+            try:
+                return self.run(*args, **kwargs)
+            except MemoryLimitExceeded:
+                raise  # of a task called as a function
+            except (MemoryError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENOMEM:  # of mmap(), fork() …
+                    raise
+                used_bytes = cap.used_bytes()
+                exceeded = MemoryLimitExceeded(self.name, used_bytes, cap_bytes, next_bytes, self.memory_bytes)
+                if next_bytes is None:
+                    raise exceeded from error
+                raise Reject(exceeded, requeue=True) from None
 
     def begins_again(self, retries: int, deaths: int) -> bool:
         """Whether a call that was retried and whose process died so often may begin once more."""
@@ -110,6 +132,11 @@ class BaseTask(Task):
             raise error or self.MaxRetriesExceededError(f"{self.name} has no attempts left", task_args=request.args)
         return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
 
+    def on_replace(self, sig: Any) -> Any:
+        """Celery's, with `self.replace(...)`: what goes on in its place is no deeper than it was itself."""
+        with fanout.replacing(self.request):
+            return super().on_replace(sig)
+
     def _begin(self, request: Any) -> str:
         """Record that a step begins, and claim it. A task outside any run does neither, unless it came again."""
         step = self.builds_canvas or getattr(request, "agentlink_run", None) or request.root_id != request.id
@@ -123,26 +150,13 @@ class BaseTask(Task):
 
     def _result_again(self, request: Any) -> Any:
         """The stored result, for those that come after it if they have not been told."""
-        meta = self.backend.get_task_meta(request.id)
+        meta = self.backend.patiently(self.backend.get_task_meta, request.id)
         logger.info("task %s has succeeded before; its result stands", request.id)
         if (request.chain or request.callbacks) and not meta.get("children"):
             return meta["result"]
         if request.chord:
-            self._complete_chord(request, meta)
+            self.backend.complete_chord(request, meta["status"], meta["result"])
         raise Ignore
-
-    def _complete_chord(self, request: Any, meta: dict[str, Any]) -> None:
-        """Count in a chord what has been counted, and send the chord's body if nobody is left who was about to.
-
-        Celery lets one process send the body, and holds the others off by a key that outlives that process for a while.
-        """
-        backend = self.backend
-        sender = backend.get_key_for_group(request.group, ".c")
-        backend.on_chord_part_return(request, meta["status"], meta["result"])
-        while backend.client.get(sender) not in (None, b"done"):
-            time.sleep(_LOOK_FOR_SENDER_S)
-        if backend.client.get(sender) is None:
-            backend.on_chord_part_return(request, meta["status"], meta["result"])
 
 
 class App(Celery):
@@ -160,8 +174,11 @@ class App(Celery):
 
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
+            FanOutExceeded: the same; a task's run has more steps by now than it may.
         """
         _fit_soft_limit(kwargs)
+        if (sender := self.current_worker_task) is not None:
+            fanout.count(sender.request, kwargs)
         kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
         with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
             return super().send_task(name, *args, producer=producer, **kwargs)
@@ -181,7 +198,7 @@ class App(Celery):
         # One half to reach a broker, the other (the socket's timeout) for its answer.
         half_s = settings.publish_timeout_s / 2
         try:
-            with deadline(_TASK_PATIENCE_S if in_task else half_s, from_outside=not in_task) as call:
+            with deadline(PATIENCE_S if in_task else half_s, from_outside=not in_task) as call:
                 self.need_broker(half_s)
                 with self.producer_pool.acquire(block=True, timeout=_left_s(call)) as producer, together():
                     if in_task:
@@ -217,14 +234,7 @@ def _log_not_reached(error: Exception, pause_s: float) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, LimitExceeded):
-        return "all of this process's connections were busy"
-    if "maxmemory" not in str(error):
-        return str(error)
-    return (
-        f"it is full: broker_memory is {format_size(load().broker_memory_bytes)}; let workers finish what is queued, "
-        "wait for results to expire, or raise AGENTLINK_BROKER_MEMORY"
-    )
+    return "all of this process's connections were busy" if isinstance(error, LimitExceeded) else reason_of(error)
 
 
 def _fit_soft_limit(options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentlink.errors import AgentLinkError
+from agentlink.units import format_size
 
 
 class TaskError(AgentLinkError):
@@ -22,3 +23,28 @@ class ProcessDied(TaskError):
 
     def __str__(self) -> str:
         return f"the process of {self.task} died (attempt {self.attempts}): {self.how}"
+
+
+class MemoryLimitExceeded(TaskError, MemoryError):
+    """A task, with the programs it started, took or wanted more memory than it may have.
+
+    `next_bytes` is what is reserved for it the next time, where it is tried again; None where this is its failure.
+    """
+
+    def __init__(
+        self, task: str, used_bytes: int, allowed_bytes: int, next_bytes: int | None, declared_bytes: int | None
+    ) -> None:
+        super().__init__(task, used_bytes, allowed_bytes, next_bytes, declared_bytes)
+        self.task, self.used_bytes, self.allowed_bytes = task, used_bytes, allowed_bytes
+        self.next_bytes, self.declared_bytes = next_bytes, declared_bytes
+
+    def __str__(self) -> str:
+        took = f"{self.task} had {format_size(self.used_bytes)} and wanted more than {format_size(self.allowed_bytes)}"
+        if self.next_bytes is not None:
+            return f"{took}; it runs again when there is room for {format_size(self.next_bytes)}"
+        if self.declared_bytes is None:
+            return f"{took}, which is all there is for tasks: make it smaller, or raise AGENTLINK_MEMORY"
+        return (
+            f"{took}, which is what @task(memory={format_size(self.declared_bytes)!r}) allows with its margin: "
+            "declare what it takes at its peak"
+        )

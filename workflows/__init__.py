@@ -1,5 +1,6 @@
 """Workflows: `@workflow`, the handle of a run, and the workflows that ship with AgentLink."""
 
+from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
 from workflows.base import workflow
 from workflows.errors import CallRefused, RunUnknown, WorkflowError
 from workflows.research import research
@@ -21,6 +22,8 @@ __all__ = [
     "StepState",
     # errors
     "CallRefused",
+    "FanOutExceeded",
     "RunUnknown",
+    "WaitsForSteps",
     "WorkflowError",
 ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, overload
 
 from celery.canvas import Signature
 from kombu.utils.uuid import uuid
 
-from agentlink.broker import dead_letters
+from agentlink.broker import dead_letters, fanout, sweep_step
 from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
 from tasks.app import app
@@ -46,6 +46,7 @@ class WorkflowTask(BaseTask):
         Raises:
             CallRefused: the arguments make no sense.
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
+            FanOutExceeded: the same; called in a step, and that step's run has more steps by now than it may.
         """
         return self.apply_async(args, kwargs)
 
@@ -62,8 +63,13 @@ class WorkflowTask(BaseTask):
         if PLACE_HEADER not in headers:  # a step's arguments are looked at where it runs: its failure is its own
             args, kwargs = self.prepared(args, kwargs)
         run_id = task_id or uuid()
+        sender = app.current_worker_task
         options[ALSO] = store.creation_commands(
-            run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers)
+            run_id,
+            self.name,
+            show_arguments(args, kwargs),
+            parent_of(run_id, headers),
+            sender and sender.request.root_id,
         )
         run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
         return run
@@ -126,11 +132,23 @@ def workflow(
                 return canvas.apply().get(disable_sync_subtasks=False)
             headers = {PLACE_HEADER: place, RUN_HEADER: getattr(request, RUN_HEADER, None)}
             parent_id = parent_of(request.id, headers)
-            created = store.creation_commands(request.id, self.name, show_arguments(args, kwargs), parent_id)
+            created = store.creation_commands(
+                request.id, self.name, show_arguments(args, kwargs), parent_id, request.root_id
+            )
             # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
             within = place if place is not None and parent_id is None else ""
-            canvas, steps = plan(canvas, request.id, app, within)
-            store.record_plan(self.backend.client, request.id, created, steps)
+            canvas, steps = plan(canvas, request.id, app, within, fanout.depth_of(request), request.root_id)
+            self.backend.patiently(
+                partial(
+                    store.record_plan,
+                    self.backend.client,
+                    request.id,
+                    created,
+                    steps,
+                    root_id=request.root_id,
+                    within=within,
+                )
+            )
             raise self.replace(canvas)
 
         task: WorkflowTask = app.task(
@@ -169,3 +187,4 @@ def _readable(value: Any) -> str:
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)
     dead_letters.reopeners.append(store.reopen_commands)
+    sweep_step.lookups.append(store.which_go_on)

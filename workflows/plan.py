@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from celery import Celery
 from celery.canvas import Signature, _chain, _chord, chunks, group, maybe_signature
 
+from agentlink.broker.fanout import DEPTH_HEADER, checked_depth
 from workflows.errors import CanvasUnusable
 from workflows.states import StepState
 from workflows.store import PLACE_HEADER, RUN_HEADER, StepRecord
@@ -19,13 +20,18 @@ from workflows.store import PLACE_HEADER, RUN_HEADER, StepRecord
 Place = tuple[int, ...]
 
 
-def plan(canvas: Signature, run_id: str, app: Celery, within: str = "") -> tuple[Signature, list[StepRecord]]:
+def plan(
+    canvas: Signature, run_id: str, app: Celery, within: str = "", depth: int = 1, root_id: str | None = None
+) -> tuple[Signature, list[StepRecord]]:
     """The canvas, ready to replace the task that built it, and the steps it consists of.
 
-    `within` is the place of that task where it was a step itself, and its run's last one: its steps come below.
+    `within` is the place of that task where it was a step itself, and its run's last one: its steps come below. Its run
+    is `depth` deep in what began with the run `root_id`; a workflow among its steps is one deeper, unless it is the
+    last step: then the same run goes on.
 
     Raises:
         CanvasUnusable: there is no step in it that could answer for the run.
+        FanOutExceeded: a workflow in it would be too deep.
     """
     canvas = _with_one_last_step(_own(canvas, app), app)
     last = _last(canvas)
@@ -37,7 +43,10 @@ def plan(canvas: Signature, run_id: str, app: Celery, within: str = "") -> tuple
             leaf.set(ignore_result=False)  # or nobody who waits for the run would hear of its end
         else:
             leaf.set(task_id=step_id)
-        leaf.options["headers"] = (leaf.options.get("headers") or {}) | {PLACE_HEADER: place, RUN_HEADER: run_id}
+        below = leaf is not last and getattr(app.tasks.get(leaf.task), "builds_canvas", False)
+        step_depth = checked_depth(root_id or run_id, depth + 1) if below else depth
+        headers = {PLACE_HEADER: place, RUN_HEADER: run_id, DEPTH_HEADER: step_depth}
+        leaf.options["headers"] = (leaf.options.get("headers") or {}) | headers
         steps.append(StepRecord(id=step_id, name=leaf.task, place=place, state=StepState.WAITING))
     return canvas, steps
 

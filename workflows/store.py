@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -17,8 +17,10 @@ from typing import Any
 
 import redis
 
+from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.dead_letters import DeadLetter
+from agentlink.broker.fanout import COUNTING, TREE_PREFIX
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import RunUnknown
@@ -41,6 +43,8 @@ PLACE_HEADER = "agentlink_place"
 RUN_HEADER = "agentlink_run"
 
 _TRANSITION = resources.files(__package__).joinpath("transition.lua").read_text()
+_RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
+_SET_TOTAL = "redis.call('HSET', KEYS[1], 'steps_total', redis.call('HLEN', KEYS[2]))"
 _REOPEN = resources.files(__package__).joinpath("reopen.lua").read_text()
 _ARGUMENTS_MAX_CHARS = 2_000
 _ERROR_MAX_CHARS = 20_000
@@ -90,10 +94,13 @@ def steps_key(run_id: str) -> str:
     return f"{run_key(run_id)}:steps"
 
 
-def creation_commands(run_id: str, workflow: str, arguments: str, parent_id: str | None) -> list[Command]:
+def creation_commands(
+    run_id: str, workflow: str, arguments: str, parent_id: str | None, root_id: str | None = None
+) -> list[Command]:
     """What records a new run; it goes to the broker together with the message that starts it.
 
-    Run again (the call was repeated, or a plain Celery client made it), they change nothing that is there.
+    `root_id` is the run, or the task, that all began with. Run again (the call was repeated, or a plain Celery client
+    made it), they change nothing that is there.
     """
     settings, now = load(), time.time()
     # A run that goes on for days must not vanish: this TTL only bounds what never ends, the end of a run sets its own.
@@ -106,6 +113,7 @@ def creation_commands(run_id: str, workflow: str, arguments: str, parent_id: str
         "steps_total": 0,
         "steps_done": 0,
         "parent_id": parent_id or "",
+        "root_id": root_id or run_id,
     }
     return [
         *(["HSETNX", run_key(run_id), name, value] for name, value in fields.items()),
@@ -116,21 +124,38 @@ def creation_commands(run_id: str, workflow: str, arguments: str, parent_id: str
     ]
 
 
-def record_plan(client: redis.Redis, run_id: str, created: Iterable[Command], steps: Iterable[StepRecord]) -> None:
+def record_plan(
+    client: redis.Redis,
+    run_id: str,
+    created: Iterable[Command],
+    steps: Sequence[StepRecord],
+    *,
+    root_id: str | None = None,
+    within: str = "",
+) -> None:
     """Record the steps a run will have, and the run itself should it not be known: see `creation_commands`.
 
-    Done twice (its worker died meanwhile), it changes nothing.
+    `within` is the place of what has built them, if it was a step of the same run, as which it was recorded. Done twice
+    (its worker died meanwhile), it changes nothing.
+
+    Raises:
+        FanOutExceeded: there are too many; none is recorded.
     """
-    key = steps_key(run_id)
+    root_id, key = root_id or run_id, steps_key(run_id)
+    counting = fanout.counting_arguments(root_id, len(steps) - bool(within))
     with client.pipeline() as pipe:
         for command in created:
             pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        pipe.eval(_RESERVE, 1, run_key(run_id), f"counted:{within}", counting, run_id)
+        refusal = pipe.execute()[-1]
+    if refusal:
+        raise fanout.exceeded(root_id, refusal)
+    with client.pipeline() as pipe:
         for step in steps:
             pipe.hsetnx(key, step.id, f"{step.state} {_step_json(step)}")
         pipe.expire(key, int(2 * load().keep_results_s))
-        pipe.hlen(key)
-        total = pipe.execute()[-1]
-    client.hset(run_key(run_id), "steps_total", total)
+        pipe.eval(_SET_TOTAL, 2, run_key(run_id), key)
+        pipe.execute()
 
 
 def transition_commands(
@@ -158,12 +183,14 @@ def transition_commands(
     step = _step_after(task_id, step_state, result, request, now) if step_state else None
     ended_badly = celery_state in ("FAILURE", "REVOKED")
     failed_result = _failed_result(celery_state, result, traceback) if ended_badly else ("", "")
+    root_id = getattr(request, "root_id", None) or run_id
     yield [
         "EVAL",
         _TRANSITION,
-        2,
+        3,
         run_key(run_id),
         run_key(task_id),
+        fanout.tree_key(root_id),
         task_id if step else "",
         step_state or "",
         _step_json(step) if step else "",
@@ -180,6 +207,9 @@ def transition_commands(
         app.backend.task_keyprefix.decode(),
         *failed_result,
         getattr(request, "parent_id", None) or "" if planned_or_replaced and step_state is StepState.RUNNING else "",
+        TREE_PREFIX,
+        int(place is None and fanout.is_counted(request)),
+        int(load().hard_time_limit_s),
     ]
 
 
@@ -200,6 +230,19 @@ def read_run(client: redis.Redis, run_id: str) -> RunRecord:
     if not fields:
         raise RunUnknown(run_id)
     return _decode_run(run_id, fields)
+
+
+def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
+    """Of these runs, those that are known, and whether each has yet to end."""
+    with client.pipeline(transaction=False) as pipe:
+        for run_id in run_ids:
+            pipe.hget(run_key(run_id), "state")
+        states = pipe.execute()
+    return {
+        run_id: RunState(_text(state)) not in TERMINAL_RUN_STATES
+        for run_id, state in zip(run_ids, states, strict=True)
+        if state
+    }
 
 
 def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:

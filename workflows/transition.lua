@@ -1,5 +1,6 @@
 -- Move one step and the run of the same id, if any, to a new state: only along the transition tables, and counted once.
 --   KEYS[1]  the run that the step belongs to        KEYS[2]  the run that has the step's own id
+--   KEYS[3]  the tree it counts in
 --   ARGV[1]  step id ('' when it is no step: a workflow being built, or a run failed from outside)
 --   ARGV[2]  the step's new state, or ''             ARGV[3]  the step's record: JSON, without arrays
 --   ARGV[4]  JSON list of the states a step may come from    ARGV[5]  '1' when the step's new state is terminal
@@ -10,6 +11,8 @@
 --   ARGV[13] the prefix of runs' keys                        ARGV[14] the prefix of results' keys
 --   ARGV[15], ARGV[16] what a run's failed result is, before and after its id
 --   ARGV[17] the step that this one, just started, comes after; or ''
+--   ARGV[18] the prefix of trees' keys       ARGV[19] '1' when the step was sent by another's body, or after one that was
+--   ARGV[20] seconds a task may run
 -- Runs that are not known (expired, or tasks outside any run) are left alone.
 local function contains(list, value)
     for _, item in ipairs(cjson.decode(list)) do
@@ -20,6 +23,13 @@ end
 
 local end_run
 
+-- So many of the steps that a tree has planned have ended.
+local function count_ended(tree, number)
+    if redis.call('HINCRBY', tree, 'planned', -number) < 0 then -- it was forgotten
+        redis.call('DEL', tree)
+    end
+end
+
 local function move_step(run, id, state, record, terminal)
     if redis.call('EXISTS', run) == 0 then return false end
     local steps = run .. ':steps'
@@ -28,13 +38,19 @@ local function move_step(run, id, state, record, terminal)
     if not contains(ARGV[4], old_state) then return false end
     -- What was planned stays known, whoever reports (a step failed because another had, a replacement of itself).
     local facts, known = cjson.decode(record), cjson.decode(old_record)
-    for _, name in ipairs({'place', 'name', 'started_at', 'worker'}) do
+    for _, name in ipairs({'place', 'name', 'attempt', 'started_at', 'worker'}) do
         if facts[name] == nil or facts[name] == '' then facts[name] = known[name] end
     end
     redis.call('HSET', steps, id, state .. ' ' .. cjson.encode(facts))
     redis.call('EXPIRE', steps, redis.call('TTL', run))
     if not old then redis.call('HINCRBY', run, 'steps_total', 1) end
-    if terminal then redis.call('HINCRBY', run, 'steps_done', 1) end
+    if terminal then
+        redis.call('HINCRBY', run, 'steps_done', 1)
+        -- What was planned and not reached ended with its run, and is not counted again should it end after all.
+        if (facts.place or '') ~= '' and redis.call('HINCRBY', run, 'open', -1) >= 0 then
+            count_ended(KEYS[3], 1)
+        end
+    end
     return true
 end
 
@@ -50,6 +66,17 @@ function end_run(run, state)
     redis.call('EXPIRE', run, ARGV[12])
     redis.call('EXPIRE', run .. ':steps', ARGV[12])
     local id = string.sub(run, #ARGV[13] + 1)
+    local root = redis.call('HGET', run, 'root_id') or id
+    local tree, open = ARGV[18] .. root, tonumber(redis.call('HGET', run, 'open') or 0)
+    if open > 0 then
+        count_ended(tree, open)
+        redis.call('HSET', run, 'open', 0)
+    end
+    if root ~= id then
+        redis.call('SREM', tree .. ':live', id)
+    else
+        redis.call('EXPIRE', tree, ARGV[12])
+    end
     if state ~= 'SUCCEEDED' then
         redis.call('HSET', run, 'failure', ARGV[11])
         -- Whoever waits for the run gets the step's own error, also where Celery tells the last step nothing.
@@ -83,6 +110,13 @@ end
 
 if ARGV[1] ~= '' and move_step(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1') and ARGV[10] ~= '' then
     fail(KEYS[1], ARGV[10])
+end
+
+if ARGV[5] == '1' and ARGV[19] == '1' and redis.call('SREM', KEYS[3] .. ':live', ARGV[1]) == 1 then
+    -- In no run: its tree is kept for as long as the task it began with may run.
+    if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('SCARD', KEYS[3] .. ':live') == 0 then
+        redis.call('EXPIRE', KEYS[3], ARGV[20])
+    end
 end
 
 if ARGV[6] ~= '' then

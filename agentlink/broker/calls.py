@@ -10,12 +10,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from agentlink.broker.fanout import Tally, checked_breadth
+
 Command = Sequence[Any]
 
 #: The message property that carries commands to run in the same step that queues the message.
 ALSO = "agentlink_also"
 #: The message header that tells how often the message's task was started by a worker that ended before it did.
 DELIVERIES_HEADER = "agentlink_deliveries"
+#: The message header that tells how often its task was evicted, and how much memory it is to have since then.
+EVICTED_HEADER = "agentlink_evicted"
+#: The most messages one script call queues.
+TOGETHER_MAX = 500
 
 current_call: ContextVar[Call | None] = ContextVar("agentlink_call", default=None)
 current_bundle: ContextVar[Bundle | None] = ContextVar("agentlink_together", default=None)
@@ -39,34 +45,57 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A message on its way: where it goes, its JSON, when it is due (ms, '' for now), and who is told."""
+    """A message on its way: where it goes, its JSON, when it is due (ms, '' for now), who is told.
+
+    `also` are commands to run with it, `tally` is what it counts for.
+    """
 
     key: str
     message: str
     due_ms: str
     wake: str
+    also: Sequence[Command] = ()
+    tally: Tally | None = None
 
 
 class Publisher(Protocol):
     """What a bundle is sent by."""
 
-    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command]) -> None:
-        """Queue messages in one step."""
+    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command], wanted: int = 0) -> None:
+        """Queue messages in one step, unless there would be too many steps with `wanted` more (0: then too)."""
 
 
 @dataclass
 class Bundle:
-    """Messages that reach the broker in one step."""
+    """Messages that reach the broker in one step; several, where they are very many."""
 
     messages: list[Outgoing] = field(default_factory=list)
-    also: list[Command] = field(default_factory=list)
     channel: Publisher | None = None
+
+    def add(self, message: Outgoing) -> None:
+        """Gather one more. What can be refused is kept until all of it is known: it is accepted whole or not at all."""
+        self.messages.append(message)
+        if message.tally and message.tally.refusable:
+            checked_breadth(message.tally.root_id, len(self.messages))
+        elif len(self.messages) >= TOGETHER_MAX:
+            self.send()
 
     def send(self) -> None:
         """Send what was gathered."""
-        messages, also, self.messages, self.also = self.messages, self.also, [], []
-        if self.channel is not None and messages:
-            self.channel.publish(messages, also)
+        messages, self.messages = self.messages, []
+        if self.channel is None:
+            return
+        wanted = wanted_by(messages)
+        for start in range(0, len(messages), TOGETHER_MAX):
+            # All are asked for with the first, and each counts as it is sent: killed in between, the rest don't.
+            part = messages[start : start + TOGETHER_MAX]
+            self.channel.publish(part, [command for message in part for command in message.also], wanted)
+            wanted = 0
+
+
+def wanted_by(messages: Sequence[Outgoing]) -> int:
+    """How many of them can be refused."""
+    return sum(message.tally is not None and message.tally.refusable for message in messages)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,6 +18,8 @@ from celery.worker import state
 from agentlink.broker.transport import Channel
 
 _PROCESS_ENDS_WITHIN_S = 0.05
+# A process begins what it has been written at once; this is for a machine that is very busy.
+_BEGUN_WITHIN_S = 5.0
 
 #: What became of the messages given to the pool: delivery tag → the pool's result of it, for as long as that exists.
 handed_over: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -57,13 +63,20 @@ class LeaseStep(bootsteps.StartStopStep):
 
 
 class PoolStep(bootsteps.StartStopStep):
-    """Two changes to Celery's pool of processes.
+    """What is different in Celery's pool of processes.
 
     A process that died is replaced, and its task run again, at once: Celery 5.7 looks when the process's end of a pipe
-    closes, a moment before the process can be waited for, finds nothing, and looks again five seconds later.
+    closes, a moment before the process can be waited for, finds nothing, and looks again five seconds later. What a
+    process that was killed has started is killed with it: its task, run again, starts the same once more.
 
     `flush`, called when the worker's connection breaks or the worker stops, leaves alone what a process has been
     written and not yet confirmed: Celery forgets such jobs, and the process runs them all the same.
+
+    A pool that stops waits for a job that no process has begun for a moment only: SIGQUIT stops the pool inside
+    Celery's signal handler, and where that came while a job was being written, nobody would ever begin it.
+
+    A process that has ended while the worker's connection was broken is not watched again on the next one: Celery 5.7
+    ends the worker with "file descriptor is None" then.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -77,7 +90,12 @@ class PoolStep(bootsteps.StartStopStep):
 
         def notice_and_look_again(hub: Any, process: Any) -> None:
             notice(hub, process)
-            hub.call_later(_PROCESS_ENDS_WITHIN_S, pool.maintain_pool)
+            hub.call_later(_PROCESS_ENDS_WITHIN_S, look_again, process)
+
+        def look_again(process: Any) -> None:
+            pool.maintain_pool()
+            if (process.exitcode or 0) < 0:
+                end_what_is_left_of(process.pid)
 
         def flush_the_unwritten() -> None:
             written = [job for job in pool._cache.values() if not job._accepted and job._write_to]
@@ -90,7 +108,58 @@ class PoolStep(bootsteps.StartStopStep):
                     job._accepted = False
 
         pool._event_process_exit = notice_and_look_again
+        pool._track_child_process = but_those_noticed(pool._track_child_process)
         worker.pool.flush = flush_the_unwritten
+        # Called again and again while a pool that stops waits for the answers of its processes.
+        pool._result_handler.check_timeouts = forget_the_unbegun(pool._cache, pool._result_handler.check_timeouts)
+
+
+def end_what_is_left_of(pid: int) -> None:
+    """Kill the process group that a process of the pool has led; no other has its number while anybody is in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def but_those_noticed(track: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """`track`, which has an event loop watch for the end of a process, but for one whose end has been noticed."""
+
+    def track_the_others(process: Any, hub: Any) -> None:
+        if getattr(process, "_sentinel_poll", 0) is not None:
+            track(process, hub)
+
+    return track_the_others
+
+
+def forget_the_unbegun(
+    jobs: dict[int, Any], check_timeouts: Callable[[], None] | None, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """What a pool that stops is to call while it waits for `jobs`: `check_timeouts`, and a look at those not begun.
+
+    The message of one that is forgotten goes back to its queue with the worker's lease. The process it was written to,
+    which may have got half of it and wait for the rest for ever, is killed when it has no other.
+    """
+    first_called_at: float | None = None
+
+    def check() -> None:
+        nonlocal first_called_at
+        first_called_at = first_called_at or clock()
+        if check_timeouts is not None:
+            check_timeouts()
+        if clock() >= first_called_at + _BEGUN_WITHIN_S:
+            busy = {job._write_to for job in jobs.values() if job._accepted}
+            for number, job in list(jobs.items()):
+                if not job._accepted and job._write_to not in busy:
+                    del jobs[number]
+                    if job._write_to is not None:
+                        _kill(job._write_to)
+
+    return check
+
+
+def _kill(process: Any) -> None:
+    process._controlled_termination = True  # that it ends by a signal is no error
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def running_tags() -> set[str]:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-from kombu.exceptions import OperationalError
+import redis
+from kombu.exceptions import EncodeError, OperationalError
 
 from agentlink.errors import AgentLinkError
+from agentlink.settings import load
+from agentlink.units import format_size
+
+
+def refuses_to_write(error: BaseException) -> bool:
+    """Whether a broker that answers takes nothing for now: its memory or its disk is full, or it follows another.
+
+    For the disk redis-py knows no class of its own. A PING is answered so, too.
+    """
+    if isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError)):
+        return True
+    return isinstance(error, redis.ResponseError) and "MISCONF " in str(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a broker took nothing, and where something is full what to do about it."""
+    if "maxmemory" in str(error):
+        return (
+            f"it is full: broker_memory is {format_size(load().broker_memory_bytes)}; let workers finish what is "
+            "queued, wait for results to expire, or raise AGENTLINK_BROKER_MEMORY"
+        )
+    if "MISCONF " in str(error):
+        return f"it can't write to its disk; free some space there ({error})"
+    return str(error)
 
 
 class BrokerError(AgentLinkError):
@@ -45,6 +70,20 @@ class BrokerUnavailable(BrokerError, OperationalError):
 
     def __str__(self) -> str:
         return f"the broker at {self.broker} did not take the call: {self.reason}"
+
+
+class ResultNotStored(BrokerError, EncodeError):
+    """A task's result is too large for the broker, and could not be stored in a file either: the task fails.
+
+    Also a kombu `EncodeError`: for Celery it is a result that can't be kept.
+    """
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(task_id, reason)
+        self.task_id, self.reason = task_id, reason
+
+    def __str__(self) -> str:
+        return f"the result of task {self.task_id} could not be stored: {self.reason}"
 
 
 class LetterUnknown(AgentLinkError):

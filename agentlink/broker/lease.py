@@ -20,6 +20,8 @@ from importlib import resources
 import redis
 from redis.commands.core import Script
 
+from agentlink.broker.along import Stored
+
 logger = logging.getLogger(__name__)
 
 LEASES_KEY = "agentlink:leases"
@@ -29,6 +31,8 @@ STARTED_PREFIX = "agentlink:started:"
 CLAIM_PREFIX = "agentlink:claim:"
 WAKE_PREFIX = "agentlink:wake:"
 DELAYED_PREFIX = "agentlink:delayed:"
+#: How much the step of the list for messages of runs is above that of the list of the same priority for others.
+RUNS_STEP = 10
 
 BEATS_A_LEASE = 3
 # Acknowledgements that wait are sent no later than this many are there.
@@ -36,7 +40,8 @@ ACKNOWLEDGE_AT_ONCE = 64
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
 _DELIVERIES = _SCRIPTS.joinpath("deliveries.lua").read_text()
-EXCHANGE = _DELIVERIES + _SCRIPTS.joinpath("exchange.lua").read_text()
+TURNS = _SCRIPTS.joinpath("turns.lua").read_text()
+EXCHANGE = _DELIVERIES + TURNS + _SCRIPTS.joinpath("exchange.lua").read_text()
 BEAT = _DELIVERIES + _SCRIPTS.joinpath("beat.lua").read_text()
 
 
@@ -57,24 +62,33 @@ class Waiting:
     returned: list[int] = field(default_factory=list)
     died: list[int] = field(default_factory=list)
     started: list[int] = field(default_factory=list)
+    #: Results to be stored as their messages are acknowledged.
+    results: list[tuple[int, Stored]] = field(default_factory=list)
+    #: Messages of evicted tasks, to be given back: number, how often, bytes to be reserved from now on.
+    evicted: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.acknowledged) + len(self.returned) + len(self.died) + len(self.started)
+        numbers = len(self.acknowledged) + len(self.returned) + len(self.died) + len(self.started)
+        return numbers + len(self.results) + len(self.evicted)
 
     @property
     def settled(self) -> set[int]:
         """Those that are in hand no longer."""
-        return {*self.acknowledged, *self.returned, *self.died}
+        told = (*(number for number, _ in self.results), *(number for number, _, _ in self.evicted))
+        return {*self.acknowledged, *self.returned, *self.died, *told}
 
     def without_the_settled(self) -> Waiting:
         """The same; that a message was started need not be told any more once it is settled."""
         settled = self.settled
         return replace(self, started=[number for number in self.started if number not in settled])
 
-    def arguments(self) -> list[int]:
+    def arguments(self) -> list[int | bytes]:
         """As the exchange script takes them."""
         lists = [self.acknowledged, sorted(self.returned, reverse=True), self.died, self.started]
-        return [*map(len, lists), *(number for numbers in lists for number in numbers)]
+        results = [part for number, it in self.results for part in (number, it.key, it.value, it.keep_s)]
+        evicted = [part for facts in self.evicted for part in facts]
+        counts = [*map(len, lists), len(self.results), len(self.evicted)]
+        return [*counts, *(number for numbers in lists for number in numbers), *results, *evicted]
 
     def and_then(self, later: Waiting) -> Waiting:
         """What was here, and what came later."""
@@ -83,6 +97,8 @@ class Waiting:
             self.returned + later.returned,
             self.died + later.died,
             self.started + later.started,
+            self.results + later.results,
+            self.evicted + later.evicted,
         )
 
 
@@ -116,7 +132,7 @@ class Lease:
     @property
     def gives_back(self) -> bool:
         """Whether a message is on its way back: there will be something to take."""
-        return bool(self._waiting.returned or self._waiting.died)
+        return bool(self._waiting.returned or self._waiting.died or self._waiting.evicted)
 
     @property
     def waiting(self) -> int:
@@ -158,15 +174,27 @@ class Lease:
             if number in self._in_hand:
                 self._waiting.started.append(number)
 
-    def acknowledge(self, tag: str) -> None:
-        """The message is done with; the broker is told with the next exchange."""
+    def acknowledge(self, tag: str, result: Stored | None = None) -> None:
+        """The message is done with; the broker is told with the next exchange, and stores the result then."""
         with self._lock:  # held while the list is looked up: an exchange in another thread puts a new one in its place
-            self._settle(tag, self._waiting.acknowledged, "acknowledged")
+            number = self._settle(tag, "acknowledged")
+            if number and result is not None:
+                self._waiting.results.append((number, result))
+            elif number:
+                self._waiting.acknowledged.append(number)
 
     def give_back(self, tag: str, *, counted: bool = False) -> None:
         """The message goes to the head of its queue with the next exchange; `counted` if its task began and died."""
         with self._lock:
-            self._settle(tag, self._waiting.died if counted else self._waiting.returned, "given back")
+            number = self._settle(tag, "given back")
+            if number:
+                (self._waiting.died if counted else self._waiting.returned).append(number)
+
+    def give_back_evicted(self, tag: str, times: int, reserve_bytes: int) -> None:
+        """The message of a task that was ended to free memory: its next attempt is to have so much."""
+        with self._lock:
+            if number := self._settle(tag, "given back"):
+                self._waiting.evicted.append((number, times, reserve_bytes))
 
     def give_back_all_but(self, tags: set[str]) -> None:
         """Everything in hand goes back with the next exchange, but these."""
@@ -226,13 +254,15 @@ class Lease:
         worker, _, number = tag.rpartition("/")
         return int(number) if worker == self.worker else 0
 
-    def _settle(self, tag: str, where: list[int], what: str) -> None:
+    def _settle(self, tag: str, what: str) -> int:
+        """The number of a message in hand, which it is no longer; 0 when there is nothing to be told of it."""
         number = self._number_of(tag)
         if not number:
             logger.warning("message %s is not %s: another worker has it by now", tag, what)
-        elif number in self._in_hand:  # once, by whoever comes first: the request, or Celery's later word for it
-            where.append(number)
-            self._in_hand.discard(number)
+        if number not in self._in_hand:  # once, by whoever comes first: the request, or Celery's later word for it
+            return 0
+        self._in_hand.discard(number)
+        return number
 
     def _script(self, client: redis.Redis, which: int) -> Script:
         if self._scripts is None:

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from importlib import resources
@@ -21,23 +22,24 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from redis.commands.core import Script
 
-from agentlink.broker.calls import ALSO, Call, Command, Outgoing, current_bundle, current_call
-from agentlink.broker.errors import BrokerUnavailable
-from agentlink.broker.lease import DELAYED_PREFIX, WAKE_PREFIX
+from agentlink.broker import fanout
+from agentlink.broker.calls import ALSO, Call, Command, Outgoing, current_bundle, current_call, wanted_by
+from agentlink.broker.errors import BrokerUnavailable, reason_of, refuses_to_write
+from agentlink.broker.fanout import COUNTING, TALLY
+from agentlink.broker.lease import DELAYED_PREFIX, RUNS_STEP, TURNS, WAKE_PREFIX
 
 logger = logging.getLogger(__name__)
 
-_PUBLISH = resources.files(__package__).joinpath("scripts", "publish.lua").read_text()
+_SCRIPTS = resources.files(__package__).joinpath("scripts")
+_PUBLISH = TURNS + COUNTING + _SCRIPTS.joinpath("publish.lua").read_text()
+_PURGE = _SCRIPTS.joinpath("purge.lua").read_text()
 #: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
 #: the end of it reaches a caller that is still there.
 _ACCEPT_FRACTION = 0.75
-# Bounds one script call.
-_TOGETHER_MAX = 500
 # How long the server remembers that it has accepted a call, in case its answer got lost.
 _REMEMBER_S = 10.0
 _RETRY_S = 0.05
 _ROOM_RETRY_S = 1.0
-_NO_ROOM = (redis.OutOfMemoryError, redis.ReadOnlyError)
 # Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
 _FULL_FRACTION = 0.95
 _FILLING_FRACTION = 0.8
@@ -63,43 +65,45 @@ class PublishingChannel(kombu_redis.Channel):
             raise RecoverableConnectionError("channel disconnected")
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
-        also = properties.pop(ALSO, [])
+        also, tally = properties.pop(ALSO, []), properties.pop(TALLY, None)
         message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        outgoing = self._outgoing(queue, message)
+        outgoing = replace(self._outgoing(queue, message), also=also, tally=tally)
         bundle = current_bundle.get()
         if bundle is None:
-            self.publish([outgoing], also)
+            self.publish([outgoing], also, wanted_by([outgoing]))
             return
         bundle.channel = self
-        bundle.messages.append(outgoing)
-        bundle.also += also
-        if len(bundle.messages) >= _TOGETHER_MAX:
-            bundle.send()
+        bundle.add(outgoing)
 
-    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command]) -> None:
+    def publish(self, messages: Sequence[Outgoing], also: Sequence[Command], wanted: int = 0) -> None:
         """Queue messages in one step. Under a deadline: once, however often it has to be tried, and in time or never.
 
         Raises:
             BrokerUnavailable: under a deadline, when the broker does not take them in time.
+            FanOutExceeded: there would be more steps than their tree may have, were as many added as are `wanted`.
         """
+        counted = [message.tally for message in messages if message.tally]
+        root_id = counted[0].root_id if counted else ""  # what goes together, one task has sent
+        counting = fanout.counting_arguments(root_id, wanted, [one.task_id for one in counted]) if counted else ""
         # As text: Lua would write a large number as 1e+15.
-        args: list[Any] = ["", "", json.dumps([[str(part) for part in command] for command in also])]
+        args: list[Any] = ["", "", json.dumps([[str(part) for part in command] for command in also]), counting]
         for message in messages:
             args += (message.message, message.due_ms, message.wake)
         keys = ["", *(message.key for message in messages)]
         call = current_call.get()
         if call is None or not self.socket_timeout:
-            self._publish_script(keys=keys, args=args, client=self.line)
+            _raise_if_refused(self._publish_script(keys=keys, args=args, client=self.line), root_id)
             return
         keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
-        while not self._accepted(call, keys, args):
+        while not (accepted := self._accepted(call, keys, args)):
             time.sleep(_RETRY_S)
+        _raise_if_refused(accepted, root_id)
 
-    def _accepted(self, call: Call, keys: list[str], args: list[Any]) -> bool:
-        """One try; False when there is time for another."""
+    def _accepted(self, call: Call, keys: list[str], args: list[Any]) -> Any:
+        """One try: what the script has said, or False when there is time for another."""
         try:
             client = self.line
             if call.from_outside:
@@ -113,10 +117,12 @@ class PublishingChannel(kombu_redis.Channel):
                 raise self._unavailable(error) from error
             self._clock_ahead_s = None  # behind Sentinel the next try may reach another machine, with another clock
             return False
-        except _NO_ROOM:
-            if call.from_outside or time.monotonic() >= call.ends_at:
+        except redis.ResponseError as error:
+            if not refuses_to_write(error):
                 raise
-            self._wait_for_room()
+            if call.from_outside or time.monotonic() >= call.ends_at:
+                raise self._unavailable(reason_of(error)) from error
+            self._wait_for_room(error)
             return False
         if not accepted:
             # It came too late by the server's clock; or that clock was set, or the machine slept, since we asked it.
@@ -124,7 +130,7 @@ class PublishingChannel(kombu_redis.Channel):
             if time.monotonic() >= call.ends_at:
                 raise self._unavailable("it came to the call too late")
             return False
-        return True
+        return accepted
 
     @cached_property
     def _publish_script(self) -> Script:
@@ -132,8 +138,8 @@ class PublishingChannel(kombu_redis.Channel):
         return script
 
     @staticmethod
-    def _wait_for_room() -> None:
-        logger.warning("the broker has not enough memory left; what comes next waits for some")
+    def _wait_for_room(error: Exception) -> None:
+        logger.warning("the broker has no room (%s); what comes next waits for some", error)
         time.sleep(_ROOM_RETRY_S)
 
     def _refuse_when_full(self, client: redis.Redis) -> None:
@@ -154,15 +160,24 @@ class PublishingChannel(kombu_redis.Channel):
         self._memory_seen_at = now
 
     def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
-        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
-        eta = message["headers"].get("eta") if message["headers"].get("task") else None
+        headers = message["headers"]
+        key = self._key(queue, self._get_message_priority(message, reverse=False), headers)
+        eta = headers.get("eta") if headers.get("task") else None
         if eta is None:
             return Outgoing(key=key, message=dumps(message), due_ms="", wake=WAKE_PREFIX + queue)
         due_ms = str(int(datetime.fromisoformat(eta).timestamp() * 1000))
-        # The list it belongs to travels with it: one sorted set a queue holds all priorities in the order of time.
+        # The key it belongs under travels with it: one sorted set a queue holds all priorities in the order of time.
         return Outgoing(
             key=DELAYED_PREFIX + queue, message=f"{key}\0{dumps(message)}", due_ms=due_ms, wake=WAKE_PREFIX + queue
         )
+
+    def _key(self, queue: str, priority: int, headers: dict[str, Any]) -> str:
+        """Where a message waits. All that one call has led to is one run here: it waits in turn with others."""
+        root_id = headers.get("root_id")
+        if not root_id or root_id == headers.get("id"):
+            key: str = self._q_for_pri(queue, priority)
+            return key
+        return f"{self._q_for_pri(queue, priority + RUNS_STEP)}\1{root_id}"
 
     def _server_time_s(self, client: redis.Redis) -> float:
         """The server's clock now: asked once, then carried on with ours, since the two machines' clocks may differ."""
@@ -180,18 +195,22 @@ class PublishingChannel(kombu_redis.Channel):
             try:
                 super()._queue_bind(*args, **kwargs)
                 return
-            except _NO_ROOM:
-                if call is None or call.from_outside or time.monotonic() >= call.ends_at:
+            except redis.ResponseError as error:
+                waits = call is not None and not call.from_outside and time.monotonic() < call.ends_at
+                if not waits or not refuses_to_write(error):
                     raise
-                self._wait_for_room()
+                self._wait_for_room(error)
 
     def _purge(self, queue: str) -> int:
+        lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
         with self.conn_or_acquire() as client:
-            delayed: int = client.zcard(DELAYED_PREFIX + queue)
-            client.delete(DELAYED_PREFIX + queue)
-        return delayed + int(super()._purge(queue))
+            return int(client.eval(_PURGE, 1 + len(lists), DELAYED_PREFIX + queue, *lists))
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        with self.conn_or_acquire() as client:
-            client.delete(DELAYED_PREFIX + queue)
         super()._delete(queue, *args, **kwargs)
+        self._purge(queue)
+
+
+def _raise_if_refused(accepted: Any, root_id: str) -> None:
+    if isinstance(accepted, list):
+        raise fanout.exceeded(root_id, accepted)

@@ -24,7 +24,7 @@ def lengths(client: redis.Redis, queues: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def keys(queue: str) -> list[str]:
-    """The lists of a queue, one a priority."""
+    """The lists of a queue: for each priority one, and one for runs."""
     return [f"{queue}{Channel.sep}{priority}" if priority else queue for priority in Channel.priority_steps]
 
 

@@ -12,25 +12,35 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import redis
-from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.backends.redis import SentinelBackend
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, ResultSet
 from redis.commands.core import Script
 
+from agentlink.broker import fanout
+from agentlink.broker.along import HEADER, Stored, leave
 from agentlink.broker.calls import Command
+from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
 from agentlink.broker.sentinel import SentinelConnection
+from agentlink.broker.stored import LargeResults
+from resource_guard.errors import StorageFull
 
 logger = logging.getLogger(__name__)
 
 #: What a recorder gets: task id, Celery's state, result or exception (encoded), traceback, the task's request or None.
 Recorder = Callable[[str, str, Any, str | None, Any], Iterable[Command]]
+
+#: How long a task waits for a broker that is away, full or read-only, to tell what it has done and what comes next.
+PATIENCE_S = 300.0
+# Between two looks whether who was about to send a chord's body has done so or is gone.
+_LOOK_FOR_SENDER_S = 0.2
 
 #: What tells a task's turns apart.
 _TURN = ("agentlink_place", "replaced_task_nesting", "retries")
@@ -38,7 +48,7 @@ _TURN = ("agentlink_place", "replaced_task_nesting", "retries")
 _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text()
 
 
-class ResultBackend(RedisBackend):
+class ResultBackend(LargeResults):
     """The result backend of every AgentLink process."""
 
     recorders: ClassVar[list[Recorder]] = []
@@ -63,6 +73,10 @@ class ResultBackend(RedisBackend):
             strong_waiters.setdefault(task_id, {})[id(result)] = result
 
     def _wait_for_pending(self, result: AsyncResult | ResultSet, **kwargs: Any) -> Any:
+        # Celery's own check comes earlier, where it is not known whether the result is there.
+        task = self.app.current_worker_task
+        if task is not None and fanout.is_in_body(task.request) and not result.ready():
+            raise fanout.WaitsForSteps(task.name, str(getattr(result, "id", None) or "several tasks"))
         for single in _singles(result):
             self.result_consumer.consume_from(single.id)
         return super()._wait_for_pending(result, **kwargs)
@@ -104,8 +118,13 @@ class ResultBackend(RedisBackend):
         meta["task_id"] = task_id
         expires_s = self.failure_expires if state == "FAILURE" else self.expires
         commands = self._recorded(task_id, state, result, traceback, request)
-        worker, number = in_flight(request)
+        worker, number = in_flight(request) if self._late(request) else ("", "")
         started = state == "STARTED"
+        value = self.encode(meta)
+        if state == "SUCCESS" and number and not commands and _stands_alone(request):
+            stored = Stored(self.get_key_for_task(task_id), value, int(expires_s or 0))
+            if leave(stored):
+                return result
         # A retry, and what a task has replaced itself by, have the task's id and may start before it has ended.
         # So does a run's last step have the id of the task that built the run's canvas.
         turn = ":".join(str(getattr(request, name, None) or 0) for name in _TURN)
@@ -114,38 +133,69 @@ class ResultBackend(RedisBackend):
             IN_FLIGHT_PREFIX + worker,
             f"{CLAIM_PREFIX}{task_id}:{turn}",
         ]
-        args = [self.encode(meta), int(expires_s or 0), number, worker, int(started), IN_FLIGHT_PREFIX]
-        outcome = self._run_in_the_end(keys, args, commands)
+        args = [value, int(expires_s or 0), number, worker, int(started), IN_FLIGHT_PREFIX]
+        outcome = self.patiently(self._run, keys, args, commands).decode()
         if started and request is not None:
             request.agentlink_outcome = outcome
         if outcome == "superseded":
             logger.warning("task %s is %s here and recorded nowhere: another worker has it by now", task_id, state)
         return result
 
-    def _run_in_the_end(self, keys: list[Any], args: list[Any], commands: list[Command]) -> str:
-        """Run it, waiting for as long as a full or read-only broker takes: what a task has done is not to be lost.
+    def _late(self, request: Any) -> bool:
+        """Whether a task's message is acknowledged when it has ended; else it is in flight no more while it runs."""
+        task = self.app.tasks.get(getattr(request, "task", None))
+        return task is None or bool(task.acks_late)
 
-        Only in a process that has nothing else to do than its task: a worker's main process must not wait here.
+    def patiently(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns that speaks with the broker, or stores a file, however long one is away or full.
+
+        It may be called several times. Only a process that has nothing else to do than its task waits: what the task
+        has done is not to be lost. A worker's main process must go on.
         """
+        waits_until = time.monotonic() + PATIENCE_S
         pause_s = 0.1
         while True:
             try:
-                return self._run(keys, args, commands).decode()
-            except self.connection_errors as error:
-                logger.warning("result not stored yet, reconnecting: %s", error)
-                outcome: bytes = self.ensure(self._run, (keys, args, commands))
-                return outcome.decode()
-            except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
-                if self.app.current_worker_task is None:
+                return function(*args)
+            except (*self.connection_errors, redis.ResponseError, StorageFull) as error:
+                if not self._may_pass(error) or time.monotonic() > waits_until:
                     raise
-                logger.warning("result not stored yet, trying again in %.1f s: %s", pause_s, error)
+                what = "nothing can be stored" if isinstance(error, StorageFull) else "the broker can't be told"
+                logger.warning("%s yet, trying again in %.1f s: %s", what, pause_s, error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether this process is one that waits, and what the broker said, or its silence, is worth waiting for."""
+        lasts = isinstance(error, redis.ResponseError) and not refuses_to_write(error)
+        return self.app.current_worker_task is not None and not lasts
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> None:
+        """Count a member of a chord, and send the chord's body after the last; see `complete_chord`."""
+        try:
+            super().on_chord_part_return(request, state, result, *args, **kwargs)
+        except (*self.connection_errors, redis.ResponseError) as error:
+            if not self._may_pass(error) or not request.group:
+                raise
+            self.complete_chord(request, state, result)
+
+    def complete_chord(self, request: Any, state: str, result: Any) -> None:
+        """Count in a chord what may have been counted, and send the chord's body if nobody is left who was about to.
+
+        Celery lets one process send the body, and holds the others off by a key that outlives that process for a while.
+        """
+        sender = self.get_key_for_group(request.group, ".c")
+        count = partial(super().on_chord_part_return, request, state, result)
+        self.patiently(count)
+        while (sent_by := self.patiently(lambda: self.client.get(sender))) not in (None, b"done"):
+            time.sleep(_LOOK_FOR_SENDER_S)
+        if sent_by is None:
+            self.patiently(count)
 
     def _record_only(self, task_id: str, state: str, result: Any, traceback: str | None, request: Any) -> None:
         commands = self._recorded(task_id, state, result, traceback, request)
         if commands:
-            self.ensure(self._run_all, (commands,))
+            self.patiently(self._run_all, commands)
 
     def _run(self, keys: list[str], args: list[Any], commands: list[Command]) -> bytes:
         script, numbered = _composed(self.client, commands)
@@ -175,6 +225,13 @@ def in_flight(request: Any) -> tuple[str, str]:
     properties = getattr(request, "properties", None) or {}
     worker, _, number = str(properties.get("delivery_tag") or "").rpartition("/")
     return (worker, number) if worker else ("", "")
+
+
+def _stands_alone(request: Any) -> bool:
+    """Whether its main process allows a task's result to wait, and nothing comes after it or has claimed it."""
+    if not getattr(request, HEADER, False) or getattr(request, "agentlink_outcome", None):
+        return False
+    return not (request.chord or request.chain or request.callbacks)
 
 
 def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Script, list[list[Any]]]:

@@ -102,8 +102,9 @@ class RevokedStep(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """After every connect: read it all, then look for news."""
-        # This one's timeouts are short: the event loop waits for what it is asked.
-        client = consumer.task_consumer.channel.client
+        # This one's timeouts are short: the event loop waits for what it is asked. Not the channel's own client: after
+        # mingle, a reply to a neighbour's hello is still waited for on that.
+        client = consumer.task_consumer.channel.line
         self._known.read_all(client)
         self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY_S, self._look, (client,))
 

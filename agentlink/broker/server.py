@@ -55,6 +55,8 @@ def is_running(settings: Settings, timeout_s: float = PING_TIMEOUT_S) -> bool:
     with connect(settings, timeout_s) as client:
         try:
             return bool(client.ping())
+        except redis.ResponseError:  # on a full disk it refuses even this
+            return True
         except redis.RedisError:
             return False
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from queue import Empty
 from typing import Any
@@ -23,8 +24,12 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-from agentlink.broker.calls import DELIVERIES_HEADER
-from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, WAKE_PREFIX, Lease, Taken
+from agentlink.broker import along
+from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER
+from agentlink.broker.errors import refuses_to_write
+from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, RUNS_STEP, WAKE_PREFIX, Lease, Taken
+
+logger = logging.getLogger(__name__)
 
 # A message without news of it (from a client with kombu's own transport) is found after this time at the latest.
 _LOOK_AGAIN_S = 1.0
@@ -44,6 +49,8 @@ class QoS(virtual.QoS):
     def __init__(self, channel: TakingChannel, prefetch_count: int = 0) -> None:
         super().__init__(channel, prefetch_count)
         self._finished_at: deque[float] = deque(maxlen=_WINDOW_MAX)
+        #: How many more are worth having in hand, to find one that fits.
+        self.look_ahead: Callable[[], int] = int
 
     @property
     def window(self) -> int:
@@ -54,7 +61,7 @@ class QoS(virtual.QoS):
         while self._finished_at and self._finished_at[0] < since:
             self._finished_at.popleft()
         prefetch: int = self.prefetch_count
-        return max(prefetch, len(self._finished_at))
+        return max(prefetch, len(self._finished_at)) + self.look_ahead()
 
     def can_consume(self) -> bool:
         """Whether another message may be taken."""
@@ -174,8 +181,11 @@ class TakingChannel(kombu_redis.Channel):
         """One connection for all this channel says."""
         raise NotImplementedError
 
+    _runs_first = False
     _look_at = 0.0
     _acknowledge_at: float | None = None
+    #: Until when a broker that has refused to write is left alone; None: it has not.
+    _left_alone_until: float | None = None
     _loop_thread = 0
 
     @cached_property
@@ -210,21 +220,24 @@ class TakingChannel(kombu_redis.Channel):
         return tag
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """One message, or None: through the lease too, unless it need not be acknowledged."""
-        if no_ack:
-            return super().basic_get(queue, no_ack=True, **kwargs)
+        """One message, or None: through the lease too; one that need not be acknowledged is done with at once."""
         self.lease.begin()
-        keys = [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps)]
-        taken, _ = self.lease.exchange(self.line, keys, [DELAYED_PREFIX + queue], 1)
+        taken, _ = self.lease.exchange(self.line, self._lists([queue]), [DELAYED_PREFIX + queue], 1)
         if not taken:
             return None
         message = self.Message(self._payload(taken[0]), channel=self)
-        self.qos.append(message, message.delivery_tag)
+        if no_ack:
+            self.lease.acknowledge(message.delivery_tag)
+            self.settle()
+        else:
+            self.qos.append(message, message.delivery_tag)
         return message
 
     def take(self) -> None:
         """Deliver what may be delivered now, and send acknowledgements that have waited long enough."""
         now = time.monotonic()
+        if now < (self._left_alone_until or 0.0):
+            return
         lease, qos = self.lease, self.qos
         if lease.gives_back:
             self._look_at = 0.0
@@ -237,8 +250,12 @@ class TakingChannel(kombu_redis.Channel):
             self._come_back(_ACKNOWLEDGE_WITHIN_S)
         due = self._acknowledge_at is not None and now >= self._acknowledge_at
         if wanted or due or lease.waiting >= ACKNOWLEDGE_AT_ONCE:
-            taken, next_due_s = lease.exchange(self.line, self._queue_keys, self._delayed_keys, wanted)
-            self._acknowledge_at = None
+            try:
+                taken, next_due_s = lease.exchange(self.line, self._queue_keys, self._delayed_keys, wanted)
+            except redis.ResponseError as error:
+                self._leave_alone(error)
+                return
+            self._left_alone_until = self._acknowledge_at = None
             if wanted:
                 # Fewer than asked for: all queues are empty, and news will come.
                 sleep_s = 0.0 if len(taken) == wanted else min(_LOOK_AGAIN_S, next_due_s or _LOOK_AGAIN_S)
@@ -249,7 +266,7 @@ class TakingChannel(kombu_redis.Channel):
                 self._deliver(message)
             if taken:
                 # The pool hands out its jobs at each turn of the loop, this turn perhaps before we had any for it.
-                self._knock()
+                self.wake()
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
 
     def tell(self) -> None:
@@ -262,9 +279,9 @@ class TakingChannel(kombu_redis.Channel):
         if self.connection.cycle.call_later is None:
             self.settle()
         elif threading.get_ident() != self._loop_thread:
-            self._knock()
+            self.wake()
 
-    def _knock(self) -> None:
+    def wake(self) -> None:
         """Have the event loop, if there is one, turn once more."""
         waker = self.connection.cycle.waker if self.connection else None
         if waker is not None:
@@ -274,7 +291,33 @@ class TakingChannel(kombu_redis.Channel):
     def settle(self) -> None:
         """Send acknowledgements and returns now."""
         if self.lease.waiting:
-            self.lease.exchange(self.line, (), (), 0)
+            try:
+                self.lease.exchange(self.line, (), (), 0)
+            except redis.ResponseError as error:
+                self._leave_alone(error)
+
+    def _leave_alone(self, error: redis.ResponseError) -> None:
+        """Ask a broker that has refused to write again a moment later: a new connection would not help.
+
+        Raises:
+            redis.ResponseError: it was something else.
+        """
+        if not refuses_to_write(error):
+            raise error
+        if self._left_alone_until is None:
+            logger.warning("the broker takes nothing, and nothing can be taken from it: %s (said once)", error)
+        self._left_alone_until = time.monotonic() + _LOOK_AGAIN_S
+        self.sleep_s = _LOOK_AGAIN_S
+        self._come_back(_LOOK_AGAIN_S)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """kombu's, tried once a second: that the broker takes nothing is not worth a traceback each time."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except redis.ResponseError as error:
+            if not refuses_to_write(error):
+                raise
+            logger.debug("bindings not refreshed: %s", error)
 
     def _come_back(self, delay_s: float) -> None:
         """Have the event loop, if there is one, call `take` after this time."""
@@ -295,6 +338,10 @@ class TakingChannel(kombu_redis.Channel):
         read = loads if b"__type__" in taken.message else json.loads
         payload: dict[str, Any] = read(taken.message)
         payload["properties"]["delivery_tag"] = self.lease.tag(taken)
+        if self.qos.in_hand > self.qos.prefetch_count > 0:  # others wait here: its result may wait for theirs
+            payload["headers"][along.HEADER] = True
+        if evicted := payload.pop("agentlink_evicted", None):
+            payload["headers"][EVICTED_HEADER] = evicted
         deliveries = payload.pop("agentlink_deliveries", 0)
         if deliveries:
             # A retry carries the deaths of the attempts before it in its headers.
@@ -315,12 +362,34 @@ class TakingChannel(kombu_redis.Channel):
 
     def _receive(self) -> Any:
         self._look_at = 0.0
-        return super()._receive()
+        try:
+            received = super()._receive()
+        except redis.ResponseError as error:  # the answer to a PING, by which kombu finds out whether the line holds
+            self._leave_alone(error)
+            self.subclient.health_check_response_counter = 0
+            return False
+        if self.leased:
+            self.take()  # at once: the loop's next turn hands it to the pool already
+        return received
 
     @property
     def _queue_keys(self) -> list[str]:
-        queues = self._queue_cycle.consume(len(self.active_queues))
-        return [self._q_for_pri(queue, priority) for priority in reversed(self.priority_steps) for queue in queues]
+        return self._lists(self._queue_cycle.consume(len(self.active_queues)))
+
+    def _lists(self, queues: Sequence[str]) -> list[str]:
+        """All lists of these queues, in the order in which to take from them.
+
+        Of the same priority, runs come first every other time: neither a run's thousands of steps nor thousands of
+        other calls keep the others waiting.
+        """
+        self._runs_first = not self._runs_first
+        steps = (RUNS_STEP, 0) if self._runs_first else (0, RUNS_STEP)
+        return [
+            self._q_for_pri(queue, priority + step)
+            for priority in reversed(range(RUNS_STEP))
+            for step in steps
+            for queue in queues
+        ]
 
     @property
     def _delayed_keys(self) -> list[str]:

@@ -22,7 +22,8 @@ from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 
 from agentlink.broker.calls import current_call
-from agentlink.broker.lease import Lease
+from agentlink.broker.errors import reason_of, refuses_to_write
+from agentlink.broker.lease import RUNS_STEP, Lease
 from agentlink.broker.publishing import PublishingChannel
 from agentlink.broker.taking import Poller, TakingChannel
 
@@ -32,8 +33,9 @@ class Channel(TakingChannel, PublishingChannel):
 
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_s")
 
-    #: Every priority has its list; the most urgent is 9. kombu's own has four lists, and the most urgent is 0.
-    priority_steps: ClassVar[list[int]] = list(range(10))
+    #: Every priority has its list, and ten more than it that of messages of runs; the most urgent is 9. kombu's own has
+    #: four lists, and the most urgent is 0.
+    priority_steps: ClassVar[list[int]] = list(range(2 * RUNS_STEP))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = current_call.get()
@@ -41,7 +43,7 @@ class Channel(TakingChannel, PublishingChannel):
         self._loop_thread = threading.get_ident()
         self._line_pid = 0
         try:
-            super().__init__(*args, **kwargs)
+            self._connect(*args, **kwargs)
         except (redis.TimeoutError, redis.ConnectionError) as error:
             # kombu retries a connection for as long as its policy says; a caller with a deadline has had enough when
             # that is over, or when the server has taken its connection and does not answer.
@@ -49,6 +51,18 @@ class Channel(TakingChannel, PublishingChannel):
             if call is not None and (hung or time.monotonic() >= call.ends_at):
                 raise self._unavailable(error) from error
             raise
+
+    def _connect(self, *args: Any, **kwargs: Any) -> None:
+        """As kombu does; a worker tries a broker that takes nothing again, as one that does not answer."""
+        try:
+            super().__init__(*args, **kwargs)
+        except redis.ResponseError as error:
+            if not refuses_to_write(error):
+                raise
+            call = current_call.get()
+            if call is not None and call.from_outside:
+                raise self._unavailable(reason_of(error)) from error
+            raise redis.ConnectionError(str(error)) from error
 
     @property
     def line(self) -> redis.Redis:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 
@@ -53,6 +55,8 @@ class Cluster(System):
             process = subprocess.Popen(
                 [*command, "--without-gossip"], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.environment(lease=f"{LEASE_S}s", imports=imports),
+                # A shell's background jobs ignore it, and so would a worker that is about to start.
+                preexec_fn=partial(signal.signal, signal.SIGQUIT, signal.SIG_DFL),
             )  # fmt: skip
         worker = Worker(process, log_path, name)
         self.workers.append(worker)

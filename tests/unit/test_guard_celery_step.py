@@ -9,25 +9,28 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.concurrency.prefork import TaskPool as ProcessPool
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker.consumer import Consumer as WorkerConsumer
-from celery.worker.control import Panel
 from kombu import Connection, Consumer, Queue
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from agentlink.errors import SettingsError
 from agentlink.settings import Settings
-from resource_guard import Valve
+from resource_guard import Resource, Valve
 from resource_guard.celery_step import (
+    GateStep,
     GuardStep,
-    ValveStep,
+    Links,
+    _pool_size,
     give_back_while_closed,
     hold_while_closed,
     install,
-    report_guard,
 )
 
 QUEUE = Queue("guarded")
+LINKS = Links(knowledge=lambda: None, broker=lambda: None, running_tags=set)  # type: ignore[arg-type, return-value]
 
 
 @pytest.fixture
@@ -44,23 +47,29 @@ def settings(**fields: Any) -> Settings:
 def test_install_adds_both_steps_to_every_worker(times: int) -> None:
     """Once or twice: the worker is guarded once, by the limits of the settings."""
     with Celery("guarded", set_as_current=False) as app:
+        chosen = settings(memory_bytes=300_000_000, memory_soft_fraction=0.85, guard_interval_s=0.2)
         for _ in range(times):
-            install(app, settings(memory_bytes=300_000_000, memory_soft_fraction=0.8, guard_interval_s=0.2))
-        assert app.steps == {"worker": {GuardStep}, "consumer": {ValveStep}}
-        assert (app.guard_setup.limits.soft_bytes, app.guard_setup.interval_s) == (240_000_000, 0.2)
+            install(app, chosen, LINKS)
+        assert app.steps == {"worker": {GuardStep}, "consumer": {GateStep}}
+        setup = app.guard_setup
+        assert (setup.limits.memory_bytes, setup.limits.marks[Resource.MEMORY].pause) == (300_000_000, 0.85)
+        assert (setup.settings, setup.links) == (chosen, LINKS)
 
 
 def test_install_leaves_an_app_alone_when_the_guard_is_off() -> None:
     """`AGENTLINK_GUARD=0` gives plain Celery."""
     with Celery("unguarded", set_as_current=False) as app:
-        install(app, settings(guard=False))
+        install(app, settings(guard=False), LINKS)
         assert not any(app.steps.values())
 
 
 def test_limits_that_contradict_each_other_are_an_error_of_settings() -> None:
     """It is the user's to mend, so it reads like every other problem with the settings."""
-    with Celery("wrong", set_as_current=False) as app, pytest.raises(SettingsError, match="resume_fraction"):
-        install(app, settings(memory_resume_fraction=0.0))
+    with (
+        Celery("wrong", set_as_current=False) as app,
+        pytest.raises(SettingsError, match="marks of memory: want 0 < resume"),
+    ):
+        install(app, settings(memory_resume_fraction=0.0), LINKS)
 
 
 def test_a_channel_takes_nothing_while_the_valve_is_closed(channel: Any) -> None:
@@ -107,18 +116,14 @@ def test_a_message_that_still_arrives_while_closed_goes_back_to_its_queue(channe
         run[0].ack()
 
 
-@pytest.mark.parametrize(
-    ("controller", "state"),
-    [
-        (SimpleNamespace(), "off"),
-        (SimpleNamespace(resource_guard=SimpleNamespace(status=lambda: {"state": "ok"})), "ok"),
-    ],
-)
-def test_inspect_guard_answers_with_or_without_a_guard(controller: object, state: str) -> None:
-    """`celery inspect guard` is a command of every worker."""
-    assert Panel.data["guard"] is report_guard
-    assert Panel.meta["guard"].type == "inspect"
-    assert report_guard(SimpleNamespace(consumer=SimpleNamespace(controller=controller)))["state"] == state
+def test_the_size_of_a_pool_is_known_before_it_starts_and_asked_each_time() -> None:
+    """A pool of processes has none until then, and may grow later."""
+    pool = ProcessPool(3)
+    worker = SimpleNamespace(pool=pool, concurrency=3)
+    assert _pool_size(worker) == 3
+    pool._pool = SimpleNamespace(_processes=5)
+    assert _pool_size(worker) == 5
+    assert _pool_size(SimpleNamespace(pool=SoloPool(1), concurrency=4)) == 1
 
 
 # -- Contracts with kombu 5.7 and Celery 5.7: private parts that `celery_step` relies on.

@@ -6,30 +6,97 @@ import json
 import logging
 import pickle
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import pytest
 
-from resource_guard import Guard, Limits, Observation, SensorError, Valve
+from resource_guard import (
+    Change,
+    Decision,
+    Guard,
+    Level,
+    Limits,
+    Marks,
+    Observation,
+    Reading,
+    Resource,
+    SensorError,
+    Valve,
+)
+from resource_guard.steering import Orders
+from resource_guard.valve import Position
 from tests.waiting import wait_until
 
 MB = 1_000_000
-LIMITS = Limits(memory_bytes=300 * MB, soft_fraction=0.85, resume_fraction=0.75, rest_s=1.0)
+LIMITS = Limits(
+    memory_bytes=300 * MB,
+    marks={
+        Resource.MEMORY: Marks(resume=0.75, pause=0.85, evict=0.95, readings_off=1, rest_s=1.0),
+        Resource.CPU: Marks(resume=0.85, throttle=0.95, evict=1.0, readings_off=1),
+    },
+)
 
 
 class Readings:
     """A sensor that gives what it is told to, and the clock that goes with it."""
 
+    cores = 2.0
+
     def __init__(self) -> None:
         self.now = 0.0
-        self.tree_mb = 100
+        self.memory_mb = 100
+        self.cpu_fraction: float | None = None
         self.error: Exception | None = None
         self.asked = 0
+        self.closed = 0
 
     def observe(self, at: float) -> Observation:
         self.asked += 1
         if self.error:
             raise self.error
-        return Observation(at=at, tree_bytes=self.tree_mb * MB, available_bytes=4000 * MB)
+        readings = {Resource.MEMORY: Reading(value=self.memory_mb * MB, limit=300 * MB)}
+        if self.cpu_fraction is not None:
+            readings[Resource.CPU] = Reading(value=self.cpu_fraction, limit=1.0)
+        return Observation(at=at, readings=readings, stalled={"memory": 0.5})
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Crew:
+    """Who acts on tasks, as the guard asks for it."""
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[Limits, Level]] = []
+        self.error: Exception | None = None
+        self.next_s = 0.001
+        self.expected = float("inf")
+
+    def look(self, limits: Limits, seen: Observation, decision: Decision) -> None:
+        self.looks.append((limits, decision.level))
+        if self.error:
+            raise self.error
+
+    def expected_bytes(self) -> float:
+        return self.expected
+
+    def interval_s(self, limits: Limits, seen: Observation, usual_s: float) -> float:
+        return self.next_s
+
+    def status(self) -> dict[str, object]:
+        return {"running": 3}
+
+
+class LateEvent(threading.Event):
+    """Wakes its waiters so much later than they asked for, once."""
+
+    late_s = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        late_s, self.late_s = self.late_s, 0.0
+        return super().wait((timeout or 0.0) + late_s)
 
 
 @pytest.fixture
@@ -37,25 +104,44 @@ def readings() -> Readings:
     return Readings()
 
 
+Make = Callable[..., Guard]
+
+
 @pytest.fixture
-def guard(readings: Readings) -> Guard:
-    return Guard(LIMITS, readings, Valve(clock=lambda: 1234.5), clock=lambda: readings.now, interval_s=0.001)
+def make(readings: Readings) -> Make:
+    """A guard over `readings`; changed as a test says."""
+
+    def make(**options: object) -> Guard:
+        arguments = {"clock": lambda: readings.now, "interval_s": 0.001, **options}
+        return Guard(LIMITS, readings, Valve(clock=lambda: 1234.5), **arguments)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def guard(make: Make) -> Guard:
+    return make()
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 
 
+def look(guard: Guard, readings: Readings, *looks: tuple[float, int]) -> None:
+    """Look at each of these times, with so many MB used."""
+    for readings.now, readings.memory_mb in looks:
+        guard.tick()
+
+
 def test_pressure_closes_the_valve_and_its_end_opens_it(guard: Guard, readings: Readings) -> None:
     """Sense, decide, act: one look is enough to close, and after the rest one look is enough to open."""
-    guard.tick()
+    look(guard, readings, (0, 100))
     assert guard.valve.is_open
-    readings.tree_mb = 310
-    guard.tick()
+    look(guard, readings, (0, 270))
     assert not guard.valve.is_open
-    readings.tree_mb, readings.now = 100, 2.0
-    guard.tick()
+    look(guard, readings, (2, 100))
     assert guard.valve.is_open
+    assert guard.counts == {"pauses": 1, "memory_pause": 1, "memory_ok": 1, "paused_ms": 2000}
 
 
 def test_only_a_change_is_logged_with_value_and_limit(
@@ -63,47 +149,91 @@ def test_only_a_change_is_logged_with_value_and_limit(
 ) -> None:
     """Ten looks a second must not make ten lines a second."""
     with caplog.at_level(logging.INFO):
-        for readings.now, readings.tree_mb in [(0, 100), (1, 310), (2, 320), (3.5, 240), (5, 200), (6, 200)]:
-            guard.tick()
+        look(guard, readings, (0, 100), (1, 270), (3, 280), (5, 240), (7, 200), (9, 200))
     assert messages(caplog) == [
         (
             logging.WARNING,
             (
-                "takes no new tasks: memory of this worker's processes 310 MB is over the soft limit 255 MB "
+                "takes no new tasks: memory of this worker's processes 270 MB is over the soft limit 255 MB "
                 "(85% of 300 MB)"
             ),
         ),
         (
             logging.INFO,
-            (
-                "takes tasks again after 4.0 s: memory of this worker's processes 200 MB is below 225 MB "
-                "(75% of 300 MB), memory available on this machine 4 GB"
-            ),
+            "takes tasks again after 6.0 s: memory of this worker's processes 200 MB is below 225 MB (75% of 300 MB)",
         ),
     ]
 
 
-def test_status_is_plain_data_that_says_what_holds_the_worker_now(guard: Guard, readings: Readings) -> None:
+def test_levels_that_turn_no_valve_are_said_as_they_begin_and_end(
+    guard: Guard, readings: Readings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above the hard mark work is ended, and a busy CPU slows it down: neither is seen by the valve."""
+    with caplog.at_level(logging.INFO):
+        look(guard, readings, (0, 270), (2, 290), (4, 270), (6, 100))
+        for readings.cpu_fraction in (0.96, 0.97, 0.5):
+            guard.tick()
+    levels_and_starts = [(level, text.split(": memory of")[0].split(": CPU")[0]) for level, text in messages(caplog)]
+    assert levels_and_starts == [
+        (logging.WARNING, "takes no new tasks"),
+        (logging.WARNING, "memory: evict, was pause"),
+        (logging.INFO, "memory: pause, was evict"),
+        (logging.INFO, "takes tasks again after 6.0 s"),
+        (logging.WARNING, "cpu: throttle, was ok"),
+        (logging.INFO, "cpu: ok, was throttle"),
+    ]
+
+
+def test_a_cpu_over_its_hard_mark_closes_nothing(guard: Guard, readings: Readings) -> None:
+    """What runs is slowed down; that something new starts costs nobody his work."""
+    readings.cpu_fraction = 1.2
+    guard.tick()
+    assert guard.last_decision.level is Level.EVICT
+    assert guard.valve.is_open
+
+
+def test_each_change_is_told_to_who_wants_to_know(make: Make, readings: Readings) -> None:
+    changes: list[tuple[Change, Reading | None]] = []
+    turns: list[tuple[Position, float]] = []
+    guard = make(on_change=lambda *told: changes.append(told), on_turn=lambda *told: turns.append(told))
+    look(guard, readings, (0, 270), (0.1, 271), (0.2, 290), (2, 100))
+    assert [(one.resource, one.before, one.after, reading and reading.value) for one, reading in changes] == [
+        (Resource.MEMORY, Level.OK, Level.PAUSE, 270 * MB),
+        (Resource.MEMORY, Level.PAUSE, Level.EVICT, 290 * MB),
+        (Resource.MEMORY, Level.EVICT, Level.OK, 100 * MB),
+    ]
+    assert [(position.is_open, paused_s) for position, paused_s in turns] == [(False, 0.0), (True, 2.0)]
+
+
+def test_status_is_plain_data_that_says_what_holds_the_worker_now(make: Make, readings: Readings) -> None:
     """What `celery inspect guard` shows; it goes through JSON."""
-    assert guard.status()["tree_bytes"] is None
-    readings.tree_mb = 310
-    guard.tick()
-    readings.tree_mb, readings.now = 240, 5.0
-    guard.tick()
+    guard = make(crew=Crew())
+    assert guard.status()["resources"] == {}
+    look(guard, readings, (0, 270), (5, 240))
     assert json.loads(json.dumps(guard.status())) == {
         "state": "paused",
         "reason": "memory of this worker's processes 240 MB is not yet below 225 MB (75% of 300 MB)",
         "since": 1234.5,
-        "pressure": "ok",
-        "tree_bytes": 240 * MB,
-        "available_bytes": 4000 * MB,
-        "limit_bytes": 300 * MB,
-        "soft_bytes": 255 * MB,
-        "resume_bytes": 225 * MB,
-        "free_bytes": 0,
+        "dry_run": False,
+        "resources": {
+            "memory": {
+                "level": "pause",
+                "value": 240 * MB,
+                "limit": 300 * MB,
+                "floor": False,
+                "fraction": 0.8,
+                "where": "",
+                "unit": "",
+                "reason": "memory of this worker's processes 240 MB is not yet below 225 MB (75% of 300 MB)",
+            }
+        },
+        "stalled": {"memory": 0.5},
+        "ordered": {"paused": False, "reason": "", "until": None, "limits": {}},
+        "counts": {"pauses": 1, "memory_pause": 1},
+        "latest_s": 0.0,
+        "tasks": {"running": 3},
     }
-    readings.tree_mb = 100
-    guard.tick()
+    look(guard, readings, (6, 100))
     assert guard.status()["state"] == "ok"
 
 
@@ -123,20 +253,121 @@ def test_its_own_errors_are_said_once_a_kind_and_survived(
         (logging.ERROR, "the guard goes on after an error of its own (said once)"),
     ]
     assert caplog.records[1].exc_info
-    readings.error, readings.tree_mb = None, 310
-    guard.tick()
+    readings.error = None
+    look(guard, readings, (0, 270))
     assert not guard.valve.is_open
 
 
 def test_a_failed_look_changes_nothing(guard: Guard, readings: Readings) -> None:
     """Paused stays paused: not knowing is no reason to take more work."""
-    readings.tree_mb = 310
-    guard.tick()
+    look(guard, readings, (0, 270))
     before = guard.last_observation
     readings.error, readings.now = SensorError("memory", "no file"), 60.0
     guard.tick()
     assert not guard.valve.is_open
     assert guard.last_observation == before
+
+
+def test_a_crew_that_fails_does_not_keep_the_valve_from_turning(make: Make, readings: Readings) -> None:
+    crew = Crew()
+    crew.error = RuntimeError("bug")
+    guard = make(crew=crew)
+    look(guard, readings, (0, 270))
+    assert not guard.valve.is_open
+    look(guard, readings, (2, 100))
+    assert guard.valve.is_open
+    assert [level for _, level in crew.looks] == [Level.PAUSE, Level.OK]
+
+
+class TestThePauseByHand:
+    def test_it_closes_the_valve_with_the_reason_given_until_it_is_taken_back(self, guard: Guard) -> None:
+        guard.steering.follow(Orders(paused=True, reason="for lunch"))
+        guard.tick()
+        assert (guard.valve.is_open, guard.valve.reason) == (False, "paused by hand: for lunch")
+        guard.steering.follow(Orders())
+        guard.tick()
+        assert guard.valve.is_open
+
+    def test_it_ends_by_itself_at_its_time(self, guard: Guard) -> None:
+        guard.steering.follow(Orders(paused=True, until=time.time() + 3600))
+        guard.tick()
+        assert not guard.valve.is_open
+        guard.steering.follow(Orders(paused=True, until=time.time() - 0.001))
+        guard.tick()
+        assert guard.valve.is_open
+
+    def test_what_a_limit_asks_for_goes_on_after_it_and_says_so(self, guard: Guard, readings: Readings) -> None:
+        """The reason shown is always the one that holds now."""
+        guard.steering.follow(Orders(paused=True))
+        look(guard, readings, (0, 270))
+        assert guard.valve.reason == "paused by hand"
+        guard.steering.follow(Orders())
+        look(guard, readings, (1, 270))
+        assert not guard.valve.is_open
+        assert "is over the soft limit" in guard.valve.reason
+        assert guard.counts["pauses"] == 1
+
+
+class TestADryRun:
+    def test_it_says_once_what_it_would_do_and_does_nothing(
+        self, make: Make, readings: Readings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        guard = make(dry_run=True)
+        with caplog.at_level(logging.INFO):
+            look(guard, readings, (0, 270), (1, 280), (3, 100), (5, 270))
+        assert guard.valve.is_open
+        assert [text.partition(": ")[0] for _, text in messages(caplog)] == ["would take no new tasks"] * 2
+        assert guard.status()["dry_run"]
+
+    def test_a_pause_by_hand_is_no_exception(self, make: Make) -> None:
+        guard = make(dry_run=True)
+        guard.steering.follow(Orders(paused=True))
+        guard.tick()
+        assert guard.valve.is_open
+
+
+class TestLimitsChangedOnARunningGuard:
+    def test_they_hold_from_the_next_look_and_the_settings_own_come_back(self, make: Make) -> None:
+        crew = Crew()
+        guard = make(crew=crew)
+        for orders in (Orders(), Orders(limits={"memory": 6e9, "cpu": 0.5}), Orders(limits={"memory": 7e9}), Orders()):
+            guard.steering.follow(orders)
+            guard.tick()
+        changed = replace(LIMITS, memory_bytes=6_000_000_000, cpu_fraction=0.5)
+        assert [limits for limits, _ in crew.looks] == [
+            LIMITS, changed, replace(LIMITS, memory_bytes=7_000_000_000), LIMITS,
+        ]  # fmt: skip
+        assert guard.status()["ordered"] == asdict(Orders())
+
+    def test_orders_of_a_version_that_knows_other_limits_skip_one_look(
+        self, guard: Guard, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What is kept in the broker may have been written by anybody; the limits stay as they are."""
+        guard.steering.follow(Orders(limits={"tokens": 5}))
+        guard.tick()
+        assert len(messages(caplog)) == 1
+        guard.tick()
+        assert guard.limits == LIMITS
+        assert guard.last_observation is not None
+
+
+class TestALongPause:
+    def test_it_alarms_once_as_an_error(self, make: Make, readings: Readings, caplog: pytest.LogCaptureFixture) -> None:
+        """Somebody has to look: nothing will run before that, whatever the worker waits for."""
+        guard = make(alarm_s=60)
+        look(guard, readings, (0, 270), (59, 270), (60, 270), (61, 280), (600, 280))
+        errors = [text for level, text in messages(caplog) if level == logging.ERROR]
+        assert [text.partition(": ")[0] for text in errors] == [
+            "has taken no new tasks for 60 s and still does not",
+        ]
+        assert guard.counts["alarms"] == 1
+
+    def test_the_next_pause_may_alarm_again(self, make: Make, readings: Readings) -> None:
+        guard = make(alarm_s=60)
+        look(guard, readings, (0, 270), (60, 270), (70, 100), (80, 270), (130, 270))
+        assert guard.counts["alarms"] == 1
+        look(guard, readings, (140, 270))
+        assert guard.counts["alarms"] == 2
 
 
 def test_stop_without_start_and_twice_is_fine(guard: Guard) -> None:
@@ -147,25 +378,27 @@ def test_stop_without_start_and_twice_is_fine(guard: Guard) -> None:
     guard.stop()
 
 
-def test_start_has_looked_once_when_it_returns(readings: Readings) -> None:
+def test_start_has_looked_once_when_it_returns(make: Make, readings: Readings) -> None:
     """So a worker that starts under pressure doesn't take a first message."""
-    readings.tree_mb = 310
-    guard = Guard(LIMITS, readings, Valve(), clock=lambda: readings.now, interval_s=3600)
+    readings.memory_mb = 270
+    guard = make(interval_s=3600)
     guard.start()
     assert not guard.valve.is_open
     guard.stop()
 
 
 def test_stop_returns_when_the_thread_has_ended(guard: Guard, readings: Readings) -> None:
-    """After stop nothing is read any more; a start after it watches again."""
-    for _ in range(2):
+    """After stop nothing is read any more, and no file is open; a start after it watches again."""
+    for round_ in range(2):
         guard.start()
         guard.start()
         assert [thread.name for thread in threading.enumerate()].count("resource-guard") == 1
         asked = readings.asked
         wait_until(lambda asked=asked: readings.asked > asked + 2, what="the guard to look again and again")  # type: ignore[misc]
+        assert readings.closed == round_
         guard.stop()
         assert [thread.name for thread in threading.enumerate()].count("resource-guard") == 0
+        assert readings.closed == round_ + 1
 
 
 def test_a_running_guard_outlives_a_failing_sensor(guard: Guard, readings: Readings) -> None:
@@ -174,7 +407,7 @@ def test_a_running_guard_outlives_a_failing_sensor(guard: Guard, readings: Readi
     guard.start()
     try:
         wait_until(lambda: readings.asked > 3, what="the guard to go on asking")
-        readings.tree_mb, readings.error = 310, None
+        readings.memory_mb, readings.error = 270, None
         wait_until(lambda: not guard.valve.is_open, what="the pause")
     finally:
         guard.stop()
@@ -182,41 +415,44 @@ def test_a_running_guard_outlives_a_failing_sensor(guard: Guard, readings: Readi
 
 def test_a_guard_that_stops_leaves_the_valve_open(guard: Guard, readings: Readings) -> None:
     """Nobody would be left to open it."""
-    readings.tree_mb = 310
+    readings.memory_mb = 270
     guard.start()
     wait_until(lambda: not guard.valve.is_open, what="the pause")
     guard.stop()
     assert guard.valve.is_open
 
 
-def test_a_valve_keeps_why_and_when_it_was_turned() -> None:
-    """Turning it to where it is changes nothing, so the first reason stands."""
-    times = iter([1.0, 2.0, 3.0])
-    valve = Valve(clock=lambda: next(times))
-    assert (valve.is_open, valve.reason, valve.since) == (True, "", 1.0)
-    assert valve.pause("too much")
-    assert not valve.pause("still too much")
-    assert (valve.is_open, valve.reason, valve.since) == (False, "too much", 2.0)
-    assert valve.resume("enough")
-    assert not valve.resume("more than enough")
-    assert (valve.is_open, valve.reason, valve.since) == (True, "enough", 3.0)
+def test_its_crew_says_when_to_look_again(make: Make, readings: Readings) -> None:
+    """Sooner the less room there is, later while nothing runs."""
+    crew = Crew()
+    guard = make(crew=crew, interval_s=0.001)
+    guard.start()
+    try:
+        wait_until(lambda: readings.asked > 3, what="looks at the short interval")
+        crew.next_s = 3600
+        wait_until(lambda: _stands_still(lambda: readings.asked), what="the long interval")
+    finally:
+        guard.stop()
 
 
-def test_of_many_threads_that_turn_a_valve_one_succeeds() -> None:
-    """The one that is told so may log it."""
-    valve, together = Valve(), threading.Barrier(8)
-    turned: list[bool] = []
+def _stands_still(count: Callable[[], int]) -> bool:
+    before = count()
+    time.sleep(0.05)
+    return count() == before
 
-    def turn() -> None:
-        together.wait()
-        turned.append(valve.pause("x"))
 
-    threads = [threading.Thread(target=turn) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(turned) == [False] * 7 + [True]
+def test_looks_that_come_late_are_measured(guard: Guard) -> None:
+    """A machine so loaded that the guard comes late is one on which nothing may be concluded from its silence."""
+    late = LateEvent()
+    late.late_s = 0.05
+    guard._stopping = late
+    guard.start()
+    try:
+        wait_until(lambda: guard.latest_s >= 0.05, what="the late look")
+        wait_until(lambda: guard.late_s < 0.05, what="one in time")
+        assert guard.status()["latest_s"] == guard.latest_s
+    finally:
+        guard.stop()
 
 
 def test_a_sensor_error_survives_pickling() -> None:

@@ -1,184 +1,278 @@
-"""What the guard reads, on made `/proc` trees, and once on the real one."""
+"""One look at everything: on made trees of `/proc` and control groups, and on the real machine."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from resource_guard import MemorySensor, SensorError, memory_sensor, sensors
-from resource_guard.sensors import PsutilMemorySensor
+from resource_guard.errors import SensorError
+from resource_guard.limits import Limits
+from resource_guard.observation import Observation, ProcessUse, Reading, Resource
+from resource_guard.psutil_sensor import PsutilMemorySensor
+from resource_guard.sensors import Sensors, make_sensors
+from tests.unit.made_proc import PAGE_BYTES, MadeProc
+from tests.waiting import wait_until
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+MACHINE_CORES = len(os.sched_getaffinity(0))
+LIMITS = Limits(memory_bytes=10_000 * PAGE_BYTES, memory_free_bytes=1000 * PAGE_BYTES, cpu_fraction=0.6, processes=100)
+V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/{0} rw,relatime - cgroup cgroup rw,{0}\n"
+V2_MOUNT = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
 
-
-class MadeProc:
-    """A `/proc` with just the files that the sensor reads."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.available(1_000_000)
-
-    def available(self, kilobytes: int) -> None:
-        (self.root / "meminfo").write_text(f"MemTotal: 9999999 kB\nMemAvailable:   {kilobytes} kB\nSwapFree: 0 kB\n")
-
-    def process(self, pid: int, *, pages: int, children: dict[int, list[int]] | None = None) -> None:
-        """`children` by the thread that started them."""
-        threads: dict[int, list[int]] = {pid: [], **(children or {})}
-        for thread, started in threads.items():
-            task = self.root / f"{pid}/task/{thread}"
-            task.mkdir(parents=True, exist_ok=True)
-            (task / "children").write_text("".join(f"{child} " for child in started))
-        (self.root / f"{pid}/statm").write_text(f"99999 {pages} 1 1 0 1 0\n")
-
-    def share(self, pid: int, *, pss_kilobytes: int) -> None:
-        (self.root / f"{pid}/smaps_rollup").write_text(
-            f"00-ff ---p 0 0 0 [rollup]\nRss: 99999 kB\nPss: {pss_kilobytes} kB\n"
-        )
+Look = Callable[..., Observation]
 
 
 @pytest.fixture
-def proc(tmp_path: Path) -> MadeProc:
-    return MadeProc(tmp_path)
+def made(tmp_path: Path) -> MadeProc:
+    made = MadeProc(tmp_path)
+    made.process(10)
+    return made
 
 
-def tree_pages(sensor: MemorySensor, at: float = 0.0) -> float:
-    return sensor.observe(at).tree_bytes / PAGE_BYTES
+@pytest.fixture
+def look(made: MadeProc, tmp_path: Path) -> Iterator[Look]:
+    """A look of sensors whose worker is process 10, and that look up control groups anew each time."""
+    limits = [LIMITS]
+    sensors = Sensors(lambda: limits[0], [10], 10, [], lambda: None, tmp_path, proc=made.proc, cgroups=made.cgroups)
+    at = iter(range(1000))
+
+    def look(**changes: Any) -> Observation:
+        limits[0] = replace(LIMITS, **changes)
+        return sensors.observe(next(at))
+
+    yield look
+    sensors.close()
 
 
-def test_it_counts_the_root_and_all_its_descendants_and_nobody_else(proc: MadeProc) -> None:
-    """Children of children, and children that a thread other than the main one has started."""
-    proc.process(10, pages=1, children={10: [20], 11: [30]})
-    proc.process(20, pages=10, children={20: [40]})
-    proc.process(30, pages=100)
-    proc.process(40, pages=1000)
-    proc.process(99, pages=5000)
-    assert tree_pages(MemorySensor(10, proc.root)) == 1111
+class TestMemory:
+    def test_of_the_tree_against_the_setting(self, made: MadeProc, look: Look) -> None:
+        made.process(10, own=1000, children=[20])
+        made.process(20, own=500)
+        assert look().readings[Resource.MEMORY] == Reading(value=1500 * PAGE_BYTES, limit=10_000 * PAGE_BYTES)
+
+    def test_against_what_the_machine_has_if_that_is_less(self, made: MadeProc, look: Look) -> None:
+        made.memory(total=5000, available=100)
+        assert look().readings[Resource.MEMORY].limit == 5000 * PAGE_BYTES
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_of_a_control_group_against_its_limit_if_that_is_less(
+        self, made: MadeProc, look: Look, version: int
+    ) -> None:
+        """Then all that is in the group counts, but not the files it has cached."""
+        stat = f"anon 1\ninactive_file {300 * PAGE_BYTES}\nactive_file {100 * PAGE_BYTES}"
+        if version == 1:
+            made.in_groups(10, "4:memory:/box\n", V1_MOUNT.format("memory"))
+            box = made.group(
+                "memory/box",
+                memory__limit_in_bytes=4000 * PAGE_BYTES,
+                memory__usage_in_bytes=3000 * PAGE_BYTES,
+                memory__stat=stat.replace("inactive", "total_inactive").replace("\nactive", "\ntotal_active"),
+            )
+        else:
+            made.in_groups(10, "0::/box\n", V2_MOUNT)
+            box = made.group("box", memory__max=4000 * PAGE_BYTES, memory__current=3000 * PAGE_BYTES, memory__stat=stat)
+        assert look().readings[Resource.MEMORY] == Reading(
+            value=2600 * PAGE_BYTES, limit=4000 * PAGE_BYTES, where=str(box)
+        )
+
+    def test_of_the_tree_while_the_setting_is_less_than_the_group_has(self, made: MadeProc, look: Look) -> None:
+        """And when the group's limit falls below it, from the next second on the group's."""
+        made.in_groups(10, "0::/box\n", V2_MOUNT)
+        made.group("box", memory__max=50_000 * PAGE_BYTES, memory__current=40_000 * PAGE_BYTES)
+        assert look().readings[Resource.MEMORY] == Reading(value=0, limit=10_000 * PAGE_BYTES)
+        made.group("box", memory__max=9000 * PAGE_BYTES)
+        assert look().readings[Resource.MEMORY].limit == 9000 * PAGE_BYTES
+
+    def test_of_the_tree_if_the_group_does_not_tell_its_own(self, made: MadeProc, look: Look) -> None:
+        """The limit holds all the same."""
+        made.in_groups(10, "0::/box\n", V2_MOUNT)
+        made.group("box", memory__max=4000 * PAGE_BYTES)
+        made.process(10, own=70)
+        assert look().readings[Resource.MEMORY] == Reading(value=70 * PAGE_BYTES, limit=4000 * PAGE_BYTES)
 
 
-def test_it_reports_what_the_kernel_calls_available(proc: MadeProc) -> None:
-    """MemAvailable counts caches that can be dropped; MemFree would pause a healthy machine."""
-    proc.process(10, pages=1)
-    proc.available(2048)
-    seen = MemorySensor(10, proc.root).observe(5.0)
-    assert (seen.at, seen.available_bytes) == (5.0, 2048 * 1024)
+class TestMemoryFree:
+    def test_is_what_the_kernel_calls_available(self, made: MadeProc, look: Look) -> None:
+        """MemAvailable counts caches that can be dropped; MemFree would pause a healthy machine."""
+        made.memory(total=50_000, available=2048)
+        assert look().readings[Resource.MEMORY_FREE] == Reading(
+            value=2048 * PAGE_BYTES, limit=1000 * PAGE_BYTES, floor=True
+        )
+
+    def test_is_what_a_group_has_left_if_that_is_nearer_to_its_floor(self, made: MadeProc, look: Look) -> None:
+        """Though the limit of memory is the setting: others in the container may have taken the rest."""
+        made.in_groups(10, "0::/box/inner\n", V2_MOUNT)
+        box = made.group("box", memory__max=12_000 * PAGE_BYTES, memory__current=11_500 * PAGE_BYTES)
+        made.group("box/inner", memory__max=20_000 * PAGE_BYTES, memory__current=0)
+        assert look().readings[Resource.MEMORY_FREE] == Reading(
+            value=500 * PAGE_BYTES, limit=600 * PAGE_BYTES, floor=True, where=str(box)
+        )
+
+    def test_asks_a_small_container_for_a_small_part_only(self, made: MadeProc, look: Look) -> None:
+        """`memory_free` is for machines: a container of 512 MB would never have 500 MB left."""
+        made.in_groups(10, "0::/box\n", V2_MOUNT)
+        made.group("box", memory__max=1000 * PAGE_BYTES, memory__current=100 * PAGE_BYTES)
+        assert look().readings[Resource.MEMORY_FREE].fraction < 0.1
 
 
-def test_a_process_that_has_gone_is_left_out(proc: MadeProc) -> None:
-    """Between the list and the reading a child may end."""
-    proc.process(10, pages=1, children={10: [20, 21]})
-    proc.process(21, pages=10)
-    assert tree_pages(MemorySensor(10, proc.root)) == 11
+class TestCpu:
+    def test_is_a_share_of_the_machine(self, made: MadeProc, look: Look) -> None:
+        """One core busy for a second, and a child that has ended after half a second more."""
+        made.process(10, cpu_s=100.0)
+        assert look().readings[Resource.CPU] == Reading(value=0, limit=0.6)
+        made.process(10, cpu_s=101.0, ended_cpu_s=0.5)
+        reading = look().readings[Resource.CPU]
+        assert reading.value == pytest.approx(min(1.5, MACHINE_CORES) / MACHINE_CORES)
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_is_a_share_of_a_groups_quota_if_that_is_less(self, made: MadeProc, look: Look, version: int) -> None:
+        if version == 1:
+            made.in_groups(10, "4:cpu:/box\n", V1_MOUNT.format("cpu"))
+            box = made.group("cpu/box", cpu__cfs_quota_us=50_000, cpu__cfs_period_us=100_000)
+        else:
+            made.in_groups(10, "0::/box\n", V2_MOUNT)
+            box = made.group("box", cpu__max="50000 100000")
+        look()
+        made.process(10, cpu_s=0.25)
+        assert look().readings[Resource.CPU] == Reading(value=0.5, limit=0.6, where=str(box))
+
+    def test_a_quota_above_what_there_is_changes_nothing(self, made: MadeProc, look: Look) -> None:
+        made.in_groups(10, "0::/box\n", V2_MOUNT)
+        made.group("box", cpu__max="100000000 100000")
+        assert look().readings[Resource.CPU].where == ""
 
 
-@pytest.mark.parametrize("statm", ["", "garbage", "1 x"])
-def test_a_process_that_cannot_be_read_is_left_out(proc: MadeProc, statm: str) -> None:
-    """One odd process must not blind the guard."""
-    proc.process(10, pages=1, children={10: [20]})
-    proc.process(20, pages=10)
-    (proc.root / "20/statm").write_text(statm)
-    assert tree_pages(MemorySensor(10, proc.root)) == 1
+class TestProcesses:
+    def test_are_counted(self, made: MadeProc, look: Look) -> None:
+        made.process(10, children=[20, 30])
+        made.process(20)
+        made.process(30)
+        assert look().readings[Resource.PROCESSES] == Reading(value=3, limit=100)
+
+    def test_with_threads_where_a_group_is_nearer_to_its_limit(self, made: MadeProc, look: Look) -> None:
+        """The kernel counts both alike there."""
+        made.in_groups(10, "0::/box\n", V2_MOUNT)
+        box = made.group("box", pids__max=200, pids__current=50)
+        assert look().readings[Resource.PROCESSES] == Reading(value=50, limit=200, where=str(box), unit="threads")
+        made.group("box", pids__current=1)
+        assert look().readings[Resource.PROCESSES].where == ""
 
 
-def test_a_process_listed_twice_counts_once(proc: MadeProc) -> None:
-    """A child that changes its parent while the tree is walked shows up under both."""
-    proc.process(10, pages=1, children={10: [20, 30]})
-    proc.process(20, pages=10, children={20: [30]})
-    proc.process(30, pages=100, children={30: [20]})
-    assert tree_pages(MemorySensor(10, proc.root)) == 111
+class TestChildren:
+    def test_are_the_workers_with_all_below_them(self, made: MadeProc, look: Look) -> None:
+        """What a task has started counts as the task's, also what has ended."""
+        made.process(10, own=1, cpu_s=1, children=[20, 30])
+        made.process(20, own=10, files=5000, cpu_s=2, children=[40, 50])
+        made.process(30, own=100)
+        made.process(40, own=1000, cpu_s=3, ended_cpu_s=4)
+        made.process(50, shmem=2000)
+        assert look().children == {
+            20: ProcessUse(pid=20, rss_bytes=3010 * PAGE_BYTES, cpu_s=9, pids=(20, 50, 40)),
+            30: ProcessUse(pid=30, rss_bytes=100 * PAGE_BYTES, cpu_s=0, pids=(30,)),
+        }
+
+    def test_that_cannot_be_read_are_left_out(self, made: MadeProc, look: Look) -> None:
+        made.process(10, children=[20])
+        assert look().children == {}
 
 
-def test_without_any_reading_it_says_so(proc: MadeProc) -> None:
-    """There is nothing to decide on, and zero would mean 'all is well'."""
-    with pytest.raises(SensorError, match="memory of this worker's processes can't be read"):
-        MemorySensor(10, proc.root).observe(0.0)
-    proc.process(10, pages=1)
-    (proc.root / "meminfo").write_text("MemTotal: 1 kB\n")
-    with pytest.raises(SensorError, match="has no MemAvailable"):
-        MemorySensor(10, proc.root).observe(0.0)
-    (proc.root / "meminfo").unlink()
-    with pytest.raises(SensorError, match="available memory can't be read"):
-        MemorySensor(10, proc.root).observe(0.0)
+class TestStalls:
+    def test_are_told_where_the_kernel_does(self, made: MadeProc, look: Look) -> None:
+        (made.proc / "pressure").mkdir()
+        (made.proc / "pressure/memory").write_text(
+            "some avg10=12.50 avg60=1.00 avg300=0.10 total=1\nfull avg10=9.00 avg60=1 avg300=0 total=1\n"
+        )
+        (made.proc / "pressure/io").write_text("")
+        assert look().stalled == {"memory": 12.5}
+
+    def test_are_empty_elsewhere(self, look: Look) -> None:
+        assert look().stalled == {}
 
 
-def test_pages_that_children_share_with_their_parent_count_once(proc: MadeProc) -> None:
-    """RSS says 300 pages, but 80 of them are the same in all three: PSS divides those by three."""
-    proc.process(10, pages=100, children={10: [20, 30]})
-    proc.process(20, pages=100)
-    proc.process(30, pages=100)
-    for pid in (10, 20, 30):
-        proc.share(pid, pss_kilobytes=50 * PAGE_BYTES // 1024)
-    assert tree_pages(MemorySensor(10, proc.root)) == 150
+class TestWithout:
+    def test_the_machines_figures_the_tree_is_enough(self, made: MadeProc, look: Look) -> None:
+        (made.proc / "meminfo").unlink()
+        assert Resource.MEMORY in look().readings
+        assert Resource.MEMORY_FREE not in look().readings
+
+    def test_the_tree_the_machines_figures_are_enough(self, made: MadeProc, look: Look) -> None:
+        """What can't be read is absent, which is not the same as zero; the next look may find it again."""
+        made.gone(10)
+        seen = look()
+        assert Resource.MEMORY_FREE in seen.readings
+        assert not {Resource.MEMORY, Resource.CPU, Resource.PROCESSES} & set(seen.readings)
+        made.process(10, own=5)
+        assert look().readings[Resource.MEMORY].value == 5 * PAGE_BYTES
+
+    def test_either_there_is_nothing_to_decide_on(self, made: MadeProc, look: Look) -> None:
+        made.gone(10)
+        (made.proc / "meminfo").write_text("MemTotal: 1 kB\n")
+        with pytest.raises(SensorError, match=r"memory can't be read: neither .*/proc/meminfo nor a process"):
+            look()
 
 
-def test_a_process_whose_share_cannot_be_read_counts_in_full(proc: MadeProc) -> None:
-    """Another user's process, say: too much is safer than too little."""
-    proc.process(10, pages=100, children={10: [20]})
-    proc.process(20, pages=100)
-    proc.share(10, pss_kilobytes=50 * PAGE_BYTES // 1024)
-    assert tree_pages(MemorySensor(10, proc.root)) == 150
+# -- On the real machine
 
 
-@pytest.mark.parametrize(
-    ("exact_above_pages", "exact_again_s"), [(0, 1 / sensors.DECISIVE_SHARE), (1000, 1 / sensors.INFORMATIVE_SHARE)]
-)
-def test_between_exact_readings_growth_is_seen_at_once(
-    proc: MadeProc, monkeypatch: pytest.MonkeyPatch, exact_above_pages: int, exact_again_s: float
-) -> None:
-    """Exact readings cost too much for every look: what RSS adds counts at once, and is corrected by the next one."""
-    ticks = iter(range(100))
-    monkeypatch.setattr(
-        "resource_guard.sensors.time.perf_counter", lambda: next(ticks)
-    )  # each exact reading seems to take 1 s
-    proc.process(10, pages=100)
-    proc.share(10, pss_kilobytes=40 * PAGE_BYTES // 1024)
-    sensor = MemorySensor(10, proc.root, exact_above_bytes=exact_above_pages * PAGE_BYTES)
-    assert tree_pages(sensor, at=0.0) == 40
-    proc.process(10, pages=130)
-    proc.share(10, pss_kilobytes=60 * PAGE_BYTES // 1024)
-    assert tree_pages(sensor, at=exact_again_s * 0.99) == 70
-    assert tree_pages(sensor, at=exact_again_s) == 60
+def real(limits: Limits, home: Path) -> Any:
+    return make_sensors(lambda: limits, [os.getpid()], os.getpid(), [home], lambda: (1, 2), home)
 
 
-def test_an_estimate_never_leaves_what_is_possible(proc: MadeProc, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not below nothing, when a child that shared most of its pages ends; not above the sum of RSS."""
-    ticks = iter(range(100))
-    monkeypatch.setattr("resource_guard.sensors.time.perf_counter", lambda: next(ticks))
-    proc.process(10, pages=100)
-    proc.share(10, pss_kilobytes=40 * PAGE_BYTES // 1024)
-    sensor = MemorySensor(10, proc.root)
-    assert tree_pages(sensor, at=0.0) == 40
-    proc.process(10, pages=30)
-    assert tree_pages(sensor, at=1.0) == 0
-    proc.share(10, pss_kilobytes=200 * PAGE_BYTES // 1024)
-    assert tree_pages(sensor, at=1000.0) == 30
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: memory_sensor(os.getpid(), exact_above_bytes=0), lambda: PsutilMemorySensor(os.getpid())]
-)
-def test_on_the_real_machine_a_childs_memory_shows(make: object) -> None:
-    """Either way of reading finds the 60 MB that a child has just taken."""
-    sensor = make()  # type: ignore[operator]
-    before = sensor.observe(0.0)
+def test_on_the_real_machine_all_is_read(tmp_path: Path) -> None:
+    """With a child that takes 60 MB, and without anything of ours in the way."""
+    sensors = real(LIMITS, tmp_path)
+    before = sensors.observe(0.0)
     code = "x = bytearray(b'x') * 60_000_000; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout
         assert child.stdin
         child.stdout.readline()
-        during = sensor.observe(1e9)
+        during = sensors.observe(1.0)
+        wait_until(lambda: set(sensors.observe(2.0).readings) == set(Resource), what="the slow readings")
         child.stdin.write(b"\n")
-    assert 55_000_000 < during.tree_bytes - before.tree_bytes < 200_000_000
-    assert 0 < before.available_bytes < psutil.virtual_memory().total
+    sensors.close()
+    grown = during.readings[Resource.MEMORY].value - before.readings[Resource.MEMORY].value
+    assert 55_000_000 < grown < 100_000_000
+    assert 60_000_000 < during.children[child.pid].rss_bytes < 80_000_000
+    assert during.children[child.pid].cpu_s > 0
+    assert 0 < during.readings[Resource.MEMORY_FREE].value < psutil.virtual_memory().total
 
 
-def test_psutil_says_so_when_there_is_nothing_to_read() -> None:
-    """The same contract as the direct sensor."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    with pytest.raises(SensorError):
-        PsutilMemorySensor(gone.pid).observe(0.0)
+def test_a_busy_child_shows_in_the_cpu_and_stays_in_it_when_it_has_ended(tmp_path: Path) -> None:
+    """Ten looks at a child that burns for a second, and one when it is gone."""
+    sensors = real(LIMITS, tmp_path)
+    sensors.observe(0.0)
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    reading = sensors.observe(1.0).readings[Resource.CPU]
+    sensors.close()
+    assert 0.45 < reading.value * sensors.cores < 1.0
+
+
+class TestPsutil:
+    def test_finds_a_childs_memory_too(self) -> None:
+        """Where there is no `/proc`."""
+        sensor = PsutilMemorySensor(lambda: LIMITS, [os.getpid()])
+        before = sensor.observe(0.0).readings
+        code = "x = bytearray(b'x') * 60_000_000; print(flush=True); input()"
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout
+            assert child.stdin
+            child.stdout.readline()
+            during = sensor.observe(1.0).readings
+            child.stdin.write(b"\n")
+        assert 55_000_000 < during[Resource.MEMORY].value - before[Resource.MEMORY].value < 200_000_000
+        assert during[Resource.PROCESSES].value - before[Resource.PROCESSES].value == 1
+        assert before[Resource.MEMORY_FREE].value > 0
+
+    def test_says_so_when_there_is_nothing_to_read(self) -> None:
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        with pytest.raises(SensorError):
+            PsutilMemorySensor(lambda: LIMITS, [gone.pid]).observe(0.0)

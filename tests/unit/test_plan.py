@@ -9,7 +9,8 @@ import pytest
 from celery import chain, chord, group
 
 from tasks import app
-from tests.integration.sample import add, total
+from tests.integration.sample import add, sums, total
+from workflows import FanOutExceeded
 from workflows.plan import plan
 
 RUN_ID = "b4ac4d1c-0000-4000-8000-000000000001"
@@ -54,3 +55,14 @@ def test_another_run_has_other_ids() -> None:
     _, one = plan(build(), RUN_ID, app)
     _, other = plan(build(), RUN_ID.replace("1", "2"), app)
     assert not {step.id for step in one} & {step.id for step in other}
+
+
+def test_a_workflow_among_the_steps_is_one_deeper_but_as_the_last_step_it_goes_on_with_the_run() -> None:
+    canvas, _ = plan(chain(sums.si(1), add.si(1, 1), sums.si(1)), RUN_ID, app, depth=3)
+    assert [step.options["headers"]["agentlink_depth"] for step in canvas.tasks] == [4, 3, 3]
+
+
+def test_a_workflow_that_would_be_too_deep_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(FanOutExceeded, match="17 deep in run root, and 16 is the most"):
+        plan(chain(sums.si(1), add.si(1, 1)), RUN_ID, app, depth=16, root_id="root")
+    plan(sums.si(1), RUN_ID, app, depth=16)

@@ -50,6 +50,7 @@ def test_the_environment_wins_over_the_file(load_with: Load) -> None:
     assert settings.memory_bytes == 1_500_000_000
     assert settings.concurrency == 3
     assert settings.imports == ("a", "b")
+    assert load_with('guard_off = ["cpu", "disk_free"]\n').guard_off == ("cpu", "disk_free")
 
 
 def test_words_of_people_become_numbers_with_units(load_with: Load) -> None:
@@ -85,8 +86,16 @@ def test_every_problem_is_named_at_once_with_its_source_and_a_remedy(load_with: 
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
-        ({"MEMORY_RESUME": "90%"}, "memory_resume (90%) must be above 0 and below memory_soft (85%)"),
-        ({"MEMORY_RESUME": "0"}, "memory_resume (0%) must be above 0 and below memory_soft (85%)"),
+        ({"MEMORY_RESUME": "90%"}, "memory_resume (90%) must be above 0 and below memory_soft (90%)"),
+        ({"MEMORY_RESUME": "0"}, "memory_resume (0%) must be above 0 and below memory_soft (90%)"),
+        ({"MEMORY_HARD": "85%"}, "memory_soft (90%) must be at most memory_hard (85%)"),
+        ({"CPU_RESUME": "99%"}, "cpu_resume (99%) must be above 0 and below cpu_soft (95%)"),
+        ({"DISK_QUOTA_SOFT": "90%"}, "disk_quota_resume (95%) must be above 0 and below disk_quota_soft (90%)"),
+        (
+            {"BROKER_MEMORY_SOFT": "0.8"},
+            "broker_memory_resume (80%) must be above 0 and below broker_memory_soft (80%)",
+        ),
+        ({"PROCESSES_HARD": "75%"}, "processes_soft (80%) must be at most processes_hard (75%)"),
         ({"SOFT_TIME_LIMIT": "2h"}, "soft_time_limit (2 h 00 m) must be below hard_time_limit (1 h 01 m)"),
         ({"KEEP_RESULTS": "1m"}, "keep_results (1 m 00 s) must be at least hard_time_limit (1 h 01 m)"),
         (
@@ -132,6 +141,15 @@ def test_fields_that_contradict_each_other_are_refused(
         ("keep_runs", "999999999", "input should be less than or equal to 10000000, got '999999999'"),
         ("memory", "10MB", "want 100MB to 1000TB, got '10MB'"),
         ("memory_free", "9999TB", "want 0MB to 1000TB, got '9999TB'"),
+        ("cpu", "0%", "want 1% to 100%, got '0%'"),
+        ("cpu", "150%", "want a share like 60% or 0.6, got '150%'"),
+        ("disk_free", "9999TB", "want 0MB to 1000TB, got '9999TB'"),
+        ("disk_free_share", "100%", "want 0% to 99%, got '100%'"),
+        ("disk_quota", "1MB", "want 10MB to 1000TB, got '1MB'"),
+        ("processes", "5", "input should be greater than or equal to 10, got '5'"),
+        ("guard_off", "memory,swap", "want some of memory, memory_free, cpu, disk_free"),
+        ("guard_readings_on", "0", "input should be greater than or equal to 1, got '0'"),
+        ("guard_readings_off", "101", "input should be less than or equal to 100, got '101'"),
         ("guard_rest", "1d", "want 0s to 1h, got '1d'"),
         ("guard_interval", "1ms", "want 10ms to 1s, got '1ms'"),
         ("flower_port", "65536", "input should be less than or equal to 65535, got '65536'"),

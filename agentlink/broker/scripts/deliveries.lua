@@ -7,3 +7,13 @@ local function delivered_again(message)
     end
     return '{"agentlink_deliveries": ' .. (count + 1) .. ', ' .. rest
 end
+
+-- The same for an eviction, which is no delivery: how often by now, and what is to be reserved.
+local function evicted(message, times, bytes)
+    local deliveries, rest = string.match(message, '^({"agentlink_deliveries": %d+, )(.*)$')
+    if not deliveries then
+        deliveries, rest = '{', string.sub(message, 2)
+    end
+    rest = string.gsub(rest, '^"agentlink_evicted": %b[], ', '')
+    return deliveries .. '"agentlink_evicted": [' .. times .. ', ' .. bytes .. '], ' .. rest
+end

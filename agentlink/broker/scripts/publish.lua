@@ -1,18 +1,24 @@
 -- Queue messages and whatever belongs to them, all or nothing, once, unless their caller has given up by now.
 --   KEYS[1]      tells that this call has been accepted: a caller that lost the answer asks again
---   KEYS[1+i]    where message i goes: a queue's list, or the sorted set of a queue's delayed messages
+--   KEYS[1+i]    where message i goes: a queue's list, that of a run in it, or the sorted set of a queue's delayed messages
 --   ARGV[1]      the server's time, in ms, after which the caller no longer waits for an answer; '' for ever
 --   ARGV[2]      ms for which KEYS[1] is kept; '' to do without
 --   ARGV[3]      a JSON list of commands to run with them, each a list: name, arguments
---   ARGV[3i+1]   message i          (the first message is at ARGV[4])
---   ARGV[3i+2]   '' to queue it now; else the server's time, in ms, at which it is due
---   ARGV[3i+3]   the channel on which workers listen for news of its queue
--- Returns 1 when queued and 0 when it came too late. A server that was stopped runs what lies in its sockets when it is
+--   ARGV[4]      what they count for in their tree, see fanout.lua; '' for nothing
+--   ARGV[3i+2]   message i          (the first message is at ARGV[5])
+--   ARGV[3i+3]   '' to queue it now; else the server's time, in ms, at which it is due
+--   ARGV[3i+4]   the channel on which workers listen for news of its queue
+-- Returns 1 when queued, 0 when it came too late, and {cap, how many there would be} when there are too many. A server that was stopped runs what lies in its sockets when it is
 -- continued: without the deadline, calls that had failed for their callers would run then.
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 if ARGV[1] ~= '' and now_ms > tonumber(ARGV[1]) then
     return 0
+end
+local counting = ARGV[4] ~= '' and cjson.decode(ARGV[4])
+if counting and redis.call('EXISTS', KEYS[1]) == 0 then
+    local refused = refusal(counting)
+    if refused then return refused end
 end
 if ARGV[2] ~= '' and not redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[2]) then
     return 1
@@ -21,11 +27,12 @@ end
 for _, command in ipairs(cjson.decode(ARGV[3])) do
     redis.call(unpack(command))
 end
+if counting then count_sent(counting) end
 local told = {}
 for i = 1, #KEYS - 1 do
-    local message, due_ms, channel = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
+    local message, due_ms, channel = ARGV[3 * i + 2], ARGV[3 * i + 3], ARGV[3 * i + 4]
     if due_ms == '' then
-        redis.call('LPUSH', KEYS[1 + i], message)
+        enqueue(KEYS[1 + i], message)
     else
         redis.call('ZADD', KEYS[1 + i], due_ms, message)
     end

@@ -1,0 +1,25 @@
+-- Stands before the scripts that queue messages or take them: runs take turns.
+-- A message of a run waits in that run's own list, named by its key: a queue's list for runs, \1, the run. In the queue's
+-- list there is an empty place for it, so that lengths are true; who takes a place gets the oldest message of the run
+-- whose turn it is. The runs that wait are in a list of their own, named as if for a run without a name.
+local function enqueue(key, message)
+    local list = string.match(key, '^(.*)\1')
+    if not list then
+        redis.call('LPUSH', key, message)
+        return
+    end
+    if redis.call('LPUSH', key, message) == 1 then
+        redis.call('LPUSH', list .. '\1', key)
+    end
+    redis.call('LPUSH', list, '')
+end
+
+local function next_in_turn(list)
+    local key = redis.call('RPOP', list .. '\1')
+    if not key then return nil end -- somebody has deleted it by hand
+    local message = redis.call('RPOP', key)
+    if redis.call('EXISTS', key) == 1 then
+        redis.call('LPUSH', list .. '\1', key)
+    end
+    return message
+end

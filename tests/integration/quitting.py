@@ -1,0 +1,38 @@
+"""What a test adds to a worker: SIGQUIT comes when half of a job has been written, once a file is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps
+
+from tasks import app
+
+NOW = Path(os.environ.get("TEST_QUIT_NOW", "/nowhere"))
+_HEADER_BYTES = 4
+
+
+class QuitStep(bootsteps.StartStopStep):
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        for process in worker.pool._pool._pool:
+            process.send_job_offset = _then_quit(process.send_job_offset)
+
+
+def _then_quit(send: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
+    def send_and_quit(buffer: Any, offset: int) -> int:
+        sent = send(buffer, offset)
+        if len(buffer) == _HEADER_BYTES and NOW.exists():
+            NOW.unlink()
+            os.kill(os.getpid(), signal.SIGQUIT)
+        return sent
+
+    return send_and_quit
+
+
+app.steps["worker"].add(QuitStep)

@@ -1,8 +1,9 @@
-"""How many jobs a process of Celery's pool is handed at a time: one, or one that is to follow another.
+"""When a process of Celery's pool is handed a job, and how many at a time: one, or one that is to follow another.
 
 Checked with Celery 5.7. `AsynPool` keeps the pipes of processes that have a job in a set, `_busy_workers`, and writes
 to none of those; when a process answers it calls `_mark_worker_as_available`. What stands in for that set here counts.
-`outbound_buffer` has the jobs to be written, the next one first.
+`outbound_buffer` has the jobs to be written, the next one first. The event loop's `consolidate_callback` writes one to
+each of the pipes it is given that may have one; those that are in `_active_writes` are being written to.
 """
 
 from __future__ import annotations
@@ -57,6 +58,19 @@ class Hands:
         outbound = self._pool.outbound_buffer
         may_follow = outbound and getattr(outbound[0], "may_follow", False)
         return 2 if may_follow and all(fd in self._jobs for fd in self._pool._all_inqueues) else 1
+
+
+def hand_out(pool: Any, hub: Any) -> None:
+    """Write what `pool`, an `AsynPool`, has for its processes now, in the thread of the event loop `hub`.
+
+    Celery registers the pipes with the loop, is told in the loop's next turn that they can be written to, which is so
+    of each whose process has done its last job, and registers them no more: six system calls and a turn for each job.
+    """
+    for fd in tuple(pool._all_inqueues):
+        if not pool.outbound_buffer:
+            return
+        if fd not in pool._busy_workers and fd not in pool._active_writes:
+            hub.consolidate_callback([fd])
 
 
 def let_follow(pool: Any) -> None:

@@ -16,6 +16,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from celery import Celery, bootsteps
@@ -26,6 +27,7 @@ from resource_guard import caps
 from resource_guard.caps import Used
 from resource_guard.followers import BEGIN_BY_HEADER, NotBegun
 from resource_guard.gate import MEASURE_HEADER
+from resource_guard.pool_hands import hand_out
 
 #: The message header by which the main process allows it.
 HEADER = "agentlink_along"
@@ -95,18 +97,18 @@ class AlongStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Before the consumer makes its strategies, which keep the pool's `apply_async`."""
-        if isinstance(getattr(worker.pool, "_pool", None), AsynPool):
-            worker.pool.apply_async = _by_traced(worker.pool.apply_async)
+        pool = getattr(worker.pool, "_pool", None)
+        if isinstance(pool, AsynPool):
+            worker.pool.apply_async = _by_traced(worker.pool.apply_async, partial(hand_out, pool, worker.hub))
 
 
-def _by_traced(apply_async: Callable[..., Any]) -> Callable[..., Any]:
+def _by_traced(apply_async: Callable[..., Any], hand_out: Callable[[], None]) -> Callable[..., Any]:
     def apply_traced(target: Any, *args: Any, **kwargs: Any) -> Any:
-        if target is not fast_trace_task:
-            return apply_async(target, *args, **kwargs)
-        job = apply_async(traced, *args, **kwargs)
+        job = apply_async(traced if target is fast_trace_task else target, *args, **kwargs)
         if job is not None:  # a pool that stops takes none
             _, _, request, *_ = kwargs["args"]
             job.may_follow = BEGIN_BY_HEADER in request
+            hand_out()
         return job
 
     return apply_traced

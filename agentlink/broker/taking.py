@@ -264,9 +264,6 @@ class TakingChannel(kombu_redis.Channel):
                     self._come_back(sleep_s)
             for message in taken:
                 self._deliver(message)
-            if taken:
-                # The pool hands out its jobs at each turn of the loop, this turn perhaps before we had any for it.
-                self.wake()
         self.sleep_s = max(0.0, min(self._look_at, self._acknowledge_at or self._look_at) - time.monotonic())
 
     def tell(self) -> None:
@@ -369,7 +366,7 @@ class TakingChannel(kombu_redis.Channel):
             self.subclient.health_check_response_counter = 0
             return False
         if self.leased:
-            self.take()  # at once: the loop's next turn hands it to the pool already
+            self.take()  # at once, not at the loop's next turn
         return received
 
     @property

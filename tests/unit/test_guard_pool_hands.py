@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resource_guard.pool_hands import Hands, let_follow, withdraw
+from resource_guard.pool_hands import Hands, hand_out, let_follow, withdraw
 
 
 @dataclass(eq=False)
@@ -70,6 +70,8 @@ class Pool:
         self._all_inqueues = {process.inqW_fd for process in self.processes}
         self.outbound_buffer: deque[Job] = deque()
         self._cache: dict[int, Job] = {}
+        self._active_writes: set[int] = set()
+        self.written: list[tuple[int, int]] = []
         let_follow(self)
         self._busy_workers: Hands
         self._mark_worker_as_available: Any
@@ -78,6 +80,12 @@ class Pool:
         job = Job(len(self._cache), self, **facts)
         self._cache[job.number] = job
         return job
+
+    def consolidate_callback(self, fds: list[int]) -> None:
+        """The event loop's part: write a job to each of these pipes."""
+        for fd in fds:
+            self.written.append((fd, self.outbound_buffer.popleft().number))
+            self._busy_workers.add(fd)
 
 
 @pytest.fixture
@@ -144,6 +152,26 @@ def test_after_celery_has_forgotten_jobs_those_count_that_have_been_written(pool
     assert busy(pool) == [5]
     pool._mark_worker_as_available(5)
     assert busy(pool) == [5]
+
+
+def test_jobs_are_handed_to_free_processes_at_once(pool: Pool) -> None:
+    pool.outbound_buffer += [pool.job() for _ in range(3)]
+    pool._active_writes.add(5)
+    hand_out(pool, pool)
+    assert pool.written == [(6, 0)]
+    pool._active_writes.clear()
+    hand_out(pool, pool)
+    hand_out(pool, pool)
+    assert pool.written == [(6, 0), (5, 1)]
+    assert [job.number for job in pool.outbound_buffer] == [2]
+
+
+def test_followers_are_handed_out_at_once_too(pool: Pool) -> None:
+    pool.outbound_buffer += [pool.job(may_follow=number > 1) for number in range(5)]
+    hand_out(pool, pool)
+    hand_out(pool, pool)
+    assert [fd for fd, _ in pool.written] == [5, 6, 5, 6]
+    assert [job.number for job in pool.outbound_buffer] == [4]
 
 
 def test_a_job_that_was_never_written_can_be_taken_back(pool: Pool) -> None:

@@ -130,6 +130,9 @@ def test_a_process_that_leaves_its_parents_is_still_seen(tmp_path: Path) -> None
     mark = f"HOG_MARK={tmp_path.name}-{time.monotonic_ns()}"
     # Its parent is gone before the sampler begins.
     subprocess.run(["setsid", "--fork", "env", mark, "sleep", "3"], check=True)
-    with watched([os.getpid()], tmp_path / "samples.csv", environment=mark) as watch:
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as root,
+        watched([root.pid], tmp_path / "samples.csv", environment=mark) as watch,
+    ):
         pass
-    assert "sleep" in watch.samples[0].largest
+    assert [watch.samples[0].processes, "sleep" in watch.samples[0].largest] == [2, True]

@@ -34,7 +34,8 @@ class TreeEnded:
 class TreeEnding:
     """The end of `pid` and all its descendants, a step at a time, so that whoever watches the machine is never held up.
 
-    Call `step` often until it returns something. First every process gets SIGTERM, and SIGCONT, since a stopped one
+    Call `step` often until it returns something; where there is no grace, and several are to end, `freeze` each of them
+    before that. First every process gets SIGTERM, and SIGCONT, since a stopped one
     would not notice; a pool process ends as soon as it runs Python code, which code in C can put off for ever. After
     `grace_s` those that are left are killed; 0 kills at once. `still_needed` is asked before the one and before the
     other. A process that is no child of this one is left alone, and counts as ended.
@@ -46,10 +47,15 @@ class TreeEnding:
         self._still_needed = still_needed
         self._tree = HeldTree(pid, parent_pid=os.getpid())
         self._began_at: float | None = None
-        self._asked = False
+        self._frozen = self._asked = False
         self._killed_at: float | None = None
         self._found: dict[int, None] = {}
         self._killed: dict[int, None] = {}
+
+    def freeze(self) -> None:
+        """Stop it, and its process group if it leads one, at once: to find all that it has started takes longer."""
+        self._frozen = True
+        self._tree.send_to_group(signal.SIGSTOP)
 
     def step(self, now: float) -> TreeEnded | None:
         """Do what is due, which takes some milliseconds; what became of the tree, once nothing more is due.
@@ -59,6 +65,8 @@ class TreeEnding:
         if self._began_at is None:
             self._began_at = now
             if not self._still_needed():
+                if self._frozen:
+                    self._tree.send_to_group(signal.SIGCONT)
                 return self._result(now, spared=True)
             self._look()
             if self._grace_s > 0:

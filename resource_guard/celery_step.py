@@ -184,6 +184,7 @@ class GateStep(bootsteps.StartStopStep):
             take_out=(lambda pid: take_out(worker.pool._pool, pid)) if isolated and not guard.dry_run else None,
             govern=isolated and not guard.dry_run,
             dry_run=guard.dry_run,
+            on_busy=guard.wake,
             on_evicted=worker.guard_events.evicted,
         )
         consumer.on_task_request = self._keeper.gate.handle

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from resource_guard.cpu_quota import CpuQuota
-from resource_guard.cpu_share import CoresUsed, CpuState, allot
+from resource_guard.cpu_share import CoresUsed, CpuState, allot, without_debt
 from resource_guard.duty import DutyCycle
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class CpuGovernor:
     def let_go(self, pid: int) -> None:
         """Let a child that is to be ended or replaced run, so that it can. For the thread that ticks."""
         if self._quota:
-            self._quota.let_go(pid)
+            self._quota.let_go(pid, without_debt(self._state, self._allowed_cores()))
         self._duty.let_go(pid)
 
     def stopped_s(self, pid: int) -> float:

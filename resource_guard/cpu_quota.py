@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from resource_guard.held_tree import HeldTree
@@ -39,6 +40,8 @@ class CpuQuota:
         self.folder = folder
         self._quota_us: int | None = None
         self._leaving: set[int] = set()
+        self._moving: dict[int, Future[None]] = {}
+        self._mover = ThreadPoolExecutor(1, "cpu-quota")
         self._written_at = -math.inf
 
     @classmethod
@@ -64,37 +67,38 @@ class CpuQuota:
         Raises:
             OSError: the group is gone, or no longer ours to change.
         """
-        inside = _pids(self.folder)
+        self._move_in(children)
         self._leaving &= set(children)
-        for child in children:
-            if child not in inside and child not in self._leaving:
-                self._move(child, self.folder)
-        if at - self._written_at >= _WRITE_EVERY_S:
+        if not self._leaving and at - self._written_at >= _WRITE_EVERY_S:
             self._written_at = at
-            self._change(None if math.isinf(cores) else max(_LEAST_QUOTA_US, round(cores * PERIOD_US)))
+            self._change(None if math.isinf(cores) else _quota_us(cores))
 
-    def let_go(self, child: int) -> None:
-        """A child is to end: where the quota is used up not even a killed process gets to give back its memory."""
+    def let_go(self, child: int, cores: float) -> None:
+        """A child is to end; where less than half of `cores` is left, the quota is that until it has.
+
+        Where the quota is used up, not even a killed process gets to give back its memory. To move it out takes some
+        milliseconds for each process of its tree, which is too long, and without a quota all others would run freely.
+        """
         self._leaving.add(child)
-        with contextlib.suppress(OSError):
-            self._move(child, self.folder.parent)
+        if self._quota_us is not None and self._quota_us < _quota_us(cores) / 2:
+            with contextlib.suppress(OSError):
+                self._write(_quota_us(cores))
 
     def close(self) -> None:
         """Give the processes back to the group they came from, and remove this one."""
+        self._mover.shutdown()
         _remove(self.folder)
 
-    @staticmethod
-    def _move(child: int, folder: Path) -> None:
-        tree = HeldTree(child, parent_pid=os.getpid())
-        try:
-            (folder / "cgroup.procs").write_text(str(child))
-            while tree.look():  # what it had started before, and what those start meanwhile
-                for pid in tree.pids:
-                    _move(pid, folder)
-        except ProcessLookupError:
-            pass  # it has ended
-        finally:
-            tree.close()
+    def _move_in(self, children: Collection[int]) -> None:
+        """In another thread: the kernel stops all forks meanwhile, and 0.2 s were seen on a busy machine."""
+        for child, moving in list(self._moving.items()):
+            if moving.done():
+                del self._moving[child]
+                moving.result()
+        inside = _pids(self.folder)
+        for child in children:
+            if child not in inside and child not in self._moving:
+                self._moving[child] = self._mover.submit(_move_tree, child, self.folder)
 
     def _change(self, quota_us: int | None) -> None:
         before_us = self._quota_us
@@ -113,6 +117,10 @@ class CpuQuota:
             with (self.folder / "cpu.max").open("r+") as file:
                 file.write(f"{'max' if quota_us is None else quota_us} {PERIOD_US}\n")
         self._quota_us = quota_us
+
+
+def _quota_us(cores: float) -> int:
+    return max(_LEAST_QUOTA_US, round(cores * PERIOD_US))
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -152,6 +160,19 @@ def _enable(parent: Path) -> None:
 
 def _pids(folder: Path) -> set[int]:
     return {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
+
+
+def _move_tree(child: int, folder: Path) -> None:
+    tree = HeldTree(child, parent_pid=os.getpid())
+    try:
+        (folder / "cgroup.procs").write_text(str(child))
+        while tree.look():  # what it had started before, and what those start meanwhile
+            for pid in tree.pids:
+                _move(pid, folder)
+    except ProcessLookupError:
+        pass  # it has ended
+    finally:
+        tree.close()
 
 
 def _move(pid: int, folder: Path) -> None:

@@ -51,8 +51,13 @@ def allot(state: CpuState, allowed_cores: float, at: float, use: CoresUsed) -> t
     outside_cores = max(0.0, use.tree_cores - use.children_cores)
     if state.at is not None:
         outside_cores = smoothed(state.outside_cores, outside_cores, passed_s, OUTSIDE_S)
-    cores = max(LEAST_CORES, target_cores - outside_cores - debt_core_s / REPAY_S)
-    return CpuState(at=at, debt_core_s=debt_core_s, outside_cores=outside_cores), cores
+    after = CpuState(at=at, debt_core_s=debt_core_s, outside_cores=outside_cores)
+    return after, max(LEAST_CORES, without_debt(after, allowed_cores) - debt_core_s / REPAY_S)
+
+
+def without_debt(state: CpuState, allowed_cores: float) -> float:
+    """The cores that the pool's processes may use if nothing was used too much before."""
+    return max(LEAST_CORES, allowed_cores * TARGET_FRACTION - state.outside_cores)
 
 
 def smoothed(before: float, now: float, passed_s: float, within_s: float) -> float:

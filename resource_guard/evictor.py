@@ -70,12 +70,13 @@ class Evictor:
         self._victims: dict[int, _Victim] = {}
         self._would_have: set[int] = set()
         self._over: set[int] = set()
+        self._suspects = False
         self.counts: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is being ended: it is worth looking again soon."""
-        return bool(self._victims)
+        """Whether somebody is being ended, or will be if the next look finds the same: it is to come soon."""
+        return bool(self._victims) or self._suspects
 
     def look(self, limits: Limits, seen: Observation, decision: Decision) -> None:
         """Go on with what was begun, and begin what is due."""
@@ -84,9 +85,10 @@ class Evictor:
         alive = {id(one.request) for one in running}
         self._would_have &= alive
         self._over &= alive
-        for one in running:
-            if why := self._broke_its_word(one, tight=_is_tight(limits, seen)):
-                self._begin(one, why, grace_s=0.0, now=seen.at)
+        tight = _is_tight(limits, seen)
+        self._suspects = False
+        due = [(one, why) for one in running if (why := self._broke_its_word(one, tight=tight))]
+        self._begin(due, grace_s=0.0, now=seen.at)
         if somebody_left:
             return  # what was read counts what is free by now
         if decision.levels.get(Resource.MEMORY) is Level.EVICT:
@@ -99,30 +101,33 @@ class Evictor:
         if one.cap_bytes is None or one.use_bytes <= one.cap_bytes + _UNSURE_BYTES:
             self._over.discard(id(one.request))
             return ""
-        if not tight and id(one.request) not in self._over:
-            self._over.add(id(one.request))  # what the task before it had may go in this moment: look again
-            return ""
         final = one.reserved.declared or one.cap_bytes >= self._tasks.capacity_bytes()
         if not final and not tight:
             return ""  # nobody has said what it takes: let it, while there is enough
+        if not tight and id(one.request) not in self._over:
+            self._over.add(id(one.request))  # what the task before it had may go in this moment: look again
+            self._suspects = True
+            return ""
         return f"it and what it started take {format_size(one.use_bytes)}, and may take {format_size(one.cap_bytes)}"
 
     def _free_memory(self, limits: Limits, seen: Observation, why: str) -> None:
         memory = seen.readings[Resource.MEMORY]
         marks = limits.marks[Resource.MEMORY]
         leaving = sum(victim.started.use_bytes for victim in self._victims.values())
-        grace_s = 0.0 if memory.fraction >= _NO_TIME_FRACTION else GRACE_S
+        due: list[tuple[Started, str]] = []
         for one in self._ranked(worth_bytes=memory.limit * _WORTH_FRACTION):
             if memory.value - leaving < marks.hard * memory.limit:
-                return
-            self._begin(one, why, grace_s=grace_s, now=seen.at)
+                break
+            due.append((one, why))
             leaving += one.use_bytes
+        self._begin(due, grace_s=0.0 if memory.fraction >= _NO_TIME_FRACTION else GRACE_S, now=seen.at)
 
     def _end_the_most_fruitful(self, seen: Observation, why: str) -> None:
         counts = {pid: len(child.pids) for pid, child in seen.children.items()}
         running = [one for one in self._running() if one.pid in counts]
         if running and not self._victims:
-            self._begin(max(running, key=lambda one: counts[one.pid or 0]), why, grace_s=0.0, now=seen.at)
+            most = max(running, key=lambda one: counts[one.pid or 0])
+            self._begin([(most, why)], grace_s=0.0, now=seen.at)
 
     def _running(self) -> list[Started]:
         """Those that a process has begun and that nobody is ending, or has ended without Celery's knowing it yet."""
@@ -144,19 +149,32 @@ class Evictor:
         ]
         return [running[candidate.key] for candidate in rank_for_eviction(candidates)]
 
-    def _begin(self, one: Started, why: str, *, grace_s: float, now: float) -> None:
+    def _begin(self, due: list[tuple[Started, str]], *, grace_s: float, now: float) -> None:
+        """End these. None takes more while another is being ended, which takes a while if it has started many."""
         if self._dry_run:
-            if id(one.request) not in self._would_have:
-                self._would_have.add(id(one.request))
-                logger.warning("would end task %s[%s]: %s", one.request.name, one.request.id, why)
+            for one, why in due:
+                self._say_only(one, why)
             return
+        endings = [self._mark(one, why, grace_s) for one, why in due]
+        if grace_s <= 0:
+            for ending in endings:
+                ending.freeze()
+        for ending in endings:
+            ending.step(now)
+
+    def _say_only(self, one: Started, why: str) -> None:
+        if id(one.request) not in self._would_have:
+            self._would_have.add(id(one.request))
+            logger.warning("would end task %s[%s]: %s", one.request.name, one.request.id, why)
+
+    def _mark(self, one: Started, why: str, grace_s: float) -> TreeEnding:
         assert one.pid is not None
-        pid, request = one.pid, one.request
+        request = one.request
         request.ended = self._verdict(one)
-        self._let_go(pid)
-        ending = TreeEnding(pid, grace_s=grace_s, still_needed=lambda: request.on_end is not None)
+        self._let_go(one.pid)
+        ending = TreeEnding(one.pid, grace_s=grace_s, still_needed=lambda: request.on_end is not None)
         self._victims[id(request)] = _Victim(started=one, ending=ending, why=why)
-        ending.step(now)
+        return ending
 
     def _verdict(self, one: Started) -> Ended:
         """What becomes of it: more room the next time, or none if it has had all that it may have."""

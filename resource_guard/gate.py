@@ -106,7 +106,8 @@ class Started:
 class Gate:
     """`start` hands a request to the pool; `room` says what there is now, `capacity_bytes` and `cores` what at best.
 
-    `withdraw` takes back a request that no process has begun in time; False: one may have.
+    `withdraw` takes back a request that no process has begun in time; False: one may have. `on_busy` is called when
+    one starts while no other runs.
 
     A `capacity_bytes` of 0 is one that is not known yet, or without a limit. With `dry_run` no task is failed for what
     it declares.
@@ -125,6 +126,7 @@ class Gate:
         isolated: bool,
         withdraw: Callable[[Any], bool] = lambda _: False,
         dry_run: bool = False,
+        on_busy: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dry_run = dry_run
@@ -134,7 +136,7 @@ class Gate:
         self._is_open, self._room, self.capacity_bytes = is_open, room, capacity_bytes
         self._cores = cores
         self._isolated = isolated  # each task has a process of its own, to be capped and measured
-        self._withdraw = withdraw
+        self._withdraw, self._on_busy = withdraw, on_busy
         self._clock = clock
         self._lock = threading.RLock()
         self._waiting: dict[int, tuple[Request, Applicant, Reservation]] = {}
@@ -297,6 +299,8 @@ class Gate:
             request.on_not_begun = self.start_again
             self._followers[chosen.key] = one
         request.on_end = self.finished
+        if len(self._started) == 1:
+            self._on_busy()
         self._start(request)
 
     def _reserve(self, request: Request) -> Reservation:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +22,10 @@ from resource_guard.steering import Orders, Steering
 from resource_guard.valve import Position, Valve
 
 logger = logging.getLogger(__name__)
+
+#: The guard's thread uses a hundredth of a core, and must have that while thirty processes start at once: looks that
+#: take 1 ms came up to 0.38 s late without it, and memory went 18 % over its limit meanwhile.
+NICE = -15
 
 
 class Crew(Protocol):
@@ -83,6 +90,7 @@ class Guard:
         self._would_pause = False
         self._reported: set[type[Exception]] = set()
         self._stopping = threading.Event()
+        self._news = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -99,11 +107,16 @@ class Guard:
         if self._thread is None:
             return
         self._stopping.set()
+        self._news.set()
         self._thread.join()
         self._thread = None
         self.sensor.close()
         self._state, self._paused_at = State(), None
         self.valve.resume("the guard has stopped")
+
+    def wake(self) -> None:
+        """Something runs again: the next look is not to be as late as while nothing did. From any thread."""
+        self._news.set()
 
     def tick(self) -> None:
         """Look once and act on it. An error of the guard's own is logged, once per kind, and skips this look."""
@@ -158,15 +171,19 @@ class Guard:
         }
 
     def _run(self) -> None:
-        planned_s = self._interval_s
+        _come_first()
         while True:
-            began = time.monotonic()
-            if self._stopping.wait(planned_s):
+            self._news.clear()  # before it is asked whether to stop, and how much runs
+            if self._stopping.is_set():
                 return
-            self.late_s = time.monotonic() - began - planned_s
+            due_at = time.monotonic() + self._next_s()
+            if self._news.wait(due_at - time.monotonic()):
+                due_at = min(due_at, time.monotonic() + self._next_s())
+            if self._stopping.wait(due_at - time.monotonic()):
+                return
+            self.late_s = time.monotonic() - due_at
             self.latest_s = max(self.latest_s, self.late_s)
             self.tick()
-            planned_s = self._next_s()
 
     def _next_s(self) -> float:
         if self.crew is None or self.last_observation is None:
@@ -224,6 +241,13 @@ class Guard:
             logger.warning("the guard skips a look: %s (said once)", error)
         else:
             logger.error("the guard goes on after an error of its own (said once)", exc_info=error)
+
+
+def _come_first() -> None:
+    """Have this thread run before all others that want to, where this user may (root, or with RLIMIT_NICE)."""
+    if sys.platform == "linux":  # elsewhere threads have no niceness of their own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _why_paused(decision: Decision) -> str:

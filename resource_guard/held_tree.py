@@ -61,9 +61,7 @@ class HeldTree:
         for pid in [pid for pid, member in self._members.items() if member.ended()]:
             self._members.pop(pid).close()
         before = len(self._members)
-        if not self._has_begun:  # once: its number may be another's later
-            self._has_begun = True
-            self._take(self._root_pid, lambda line: self._parent_pid in (None, line.parent_pid))
+        self._take_root()
         if strays:
             pids = psutil.pids()
             # No new process gets a number that a group or session still has: who runs under one that led leads another.
@@ -86,12 +84,26 @@ class HeldTree:
         for member in reversed(members) if signum == signal.SIGCONT else members:
             member.send(signum)
 
+    def send_to_group(self, signum: int) -> None:
+        """Signal the root and, if it leads a process group, all that are in that."""
+        self._take_root()
+        root = self._members.get(self._root_pid)
+        if root is not None and not root.ended():
+            root.send(signum)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._root_pid, signum)
+
     def close(self) -> None:
         """Forget all of them."""
         for member in self._members.values():
             member.close()
         self._members.clear()
         self._led.clear()
+
+    def _take_root(self) -> None:
+        if not self._has_begun:  # once: its number may be another's later
+            self._has_begun = True
+            self._take(self._root_pid, lambda line: self._parent_pid in (None, line.parent_pid))
 
     def _take(self, pid: int, belongs: Callable[[_Lineage], bool]) -> bool:
         if pid in self._members or pid == os.getpid() or not _belongs(pid, belongs):

@@ -36,7 +36,8 @@ class Keeper:
     `start` hands a request to the pool, `pool_size` says how many it can run at a time, `cores` how many there are.
     `wake` has the worker's own thread come by: `attend` is to be called there. `withdraw`, where a process may be
     handed a second task, takes that back if it has not begun it. `take_out`, where that can be done, replaces an idle
-    process by a new one; with `govern` busy ones are slowed down where that keeps the CPU limit.
+    process by a new one; with `govern` busy ones are slowed down where that keeps the CPU limit. `on_busy` is called
+    when a task starts while no other runs.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Keeper:
         take_out: Callable[[int], TreeEnding | None] | None = None,
         govern: bool = False,
         dry_run: bool = False,
+        on_busy: Callable[[], None] = lambda: None,
         on_evicted: Callable[[Started, str], None] = lambda *_: None,
     ) -> None:
         self._valve = valve
@@ -74,6 +76,7 @@ class Keeper:
             isolated=isolated and not dry_run,
             withdraw=withdraw or (lambda _: False),
             dry_run=dry_run,
+            on_busy=on_busy,
         )
         self.evictor = Evictor(self.gate, dry_run=dry_run, let_go=self._let_go, on_evicted=on_evicted)
         self._reclaimer = Reclaimer(take_out) if take_out else None

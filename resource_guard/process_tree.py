@@ -112,11 +112,16 @@ class ProcessTree:
     """
 
     def __init__(
-        self, root_pids: Sequence[int], proc: Path = Path("/proc"), *, timer: Callable[[], float] = time.thread_time
+        self,
+        root_pids: Sequence[int],
+        proc: Path = Path("/proc"),
+        *,
+        timer: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root_pids = root_pids
         self._proc = str(proc)
-        self._timer = timer
+        self._timer, self._clock = timer, clock
         self._files = KeptFiles(3 * _KEPT_PROCESSES)
         self._allowed_s = _CORRECT_S
         self._corrected_at: float | None = None
@@ -151,17 +156,17 @@ class ProcessTree:
         since_s = 0.0 if self._corrected_at is None else at - self._corrected_at
         self._corrected_at = at
         self._allowed_s = min(_CORRECT_S, self._allowed_s + since_s * core_share)
-        spent_s = 0.0
+        began_s = self._clock()
         doubts = [(process.doubt_bytes(self._moved_bytes), process.pid) for process in self.processes.values()]
         doubt_bytes = sum(doubt for doubt, _ in doubts)
         for doubt, pid in sorted(doubts, reverse=True):
-            if doubt_bytes <= tolerance_bytes or spent_s >= _CORRECT_S:
+            # By the clock: it waits for a process that is just changing what it maps.
+            if doubt_bytes <= tolerance_bytes or self._clock() >= began_s + _CORRECT_S:
                 return
             again = self.processes[pid].share is not None
             if again and self._allowed_s <= 0:
                 continue
             took_s = self._read_share(self.processes[pid])
-            spent_s += took_s
             self._allowed_s -= took_s if again else 0.0
             doubt_bytes -= doubt
 

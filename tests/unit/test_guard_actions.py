@@ -191,6 +191,32 @@ def test_what_is_no_longer_needed_is_not_done(start: Start) -> None:
     assert alive([process.pid]) == [process.pid]
 
 
+def test_who_is_frozen_takes_no_more_until_it_is_ended(start: Start) -> None:
+    """With all that are in its group; and goes on if it is not to end after all."""
+    process = start("sh", "-c", "sleep 1000 & wait", process_group=0)
+    pids = descendants(process, 1)
+    spared = TreeEnding(process.pid, grace_s=0.0, still_needed=lambda: False)
+    spared.freeze()
+    wait_until(lambda: all(map(is_stopped, pids)), what="both to be stopped")
+    assert end(spared).spared
+    wait_until(lambda: not any(map(is_stopped, pids)), what="both to go on")
+
+    ending = TreeEnding(process.pid, grace_s=0.0)
+    ending.freeze()
+    wait_until(lambda: all(map(is_stopped, pids)), what="both to be stopped")
+    assert set(end(ending).killed) == set(pids)
+    assert alive(pids) == []
+
+
+def test_to_freeze_one_that_leads_no_group_stops_nobody_else(start: Start) -> None:
+    process, other = start("sleep", "1000"), start("sleep", "1000")
+    ending = TreeEnding(process.pid, grace_s=0.0)
+    ending.freeze()
+    wait_until(lambda: is_stopped(process.pid), what="it to be stopped")
+    assert not is_stopped(other.pid)
+    assert end(ending).killed == (process.pid,)
+
+
 @pytest.mark.hogs
 def test_a_step_takes_no_time(start: Start) -> None:
     """Who watches the machine does so from the same thread."""

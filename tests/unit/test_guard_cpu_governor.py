@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from resource_guard.cpu_governor import CpuGovernor
-from resource_guard.cpu_quota import CpuQuota, remove_leftovers
+from resource_guard.cpu_quota import PERIOD_US, CpuQuota, remove_leftovers
 from resource_guard.duty import DutyCycle
 from tests.process_tree import alive
 from tests.waiting import wait_until
@@ -106,15 +106,24 @@ def test_a_quota_holds_four_threads_at_a_fraction_of_a_core(quota: CpuQuota, bur
 
 
 @pytest.mark.hogs
-def test_one_that_is_to_end_leaves_the_quota_with_all_it_has_started(quota: CpuQuota, burn: Burn) -> None:
+def test_there_is_enough_quota_while_one_is_to_end(quota: CpuQuota, burn: Burn) -> None:
     """A killed process, too, needs CPU time to give back its memory."""
-    process = burn(1)
-    quota.hold(0.0, 0.3, [process.pid])
-    group = quota.folder / "cgroup.procs"
-    assert process.pid in map(int, group.read_text().split())
-    quota.let_go(process.pid)
-    quota.hold(1.0, 0.3, [process.pid])
-    assert group.read_text() == ""
+    leaving, other = burn(1), burn(1)
+    pids = [leaving.pid, other.pid]
+    quota.hold(0.0, FEW_CORES, pids)
+    assert quota_cores(quota) == pytest.approx(FEW_CORES)
+    quota.let_go(leaving.pid, 1.5 * FEW_CORES)
+    assert quota_cores(quota) == pytest.approx(FEW_CORES), "each new quota gives all of it at once"
+    quota.let_go(leaving.pid, 3 * FEW_CORES)
+    quota.hold(2.0, FEW_CORES, pids)
+    assert quota_cores(quota) == pytest.approx(3 * FEW_CORES)
+    quota.hold(2.1, FEW_CORES, [other.pid])
+    assert quota_cores(quota) == pytest.approx(FEW_CORES)
+
+
+def quota_cores(quota: CpuQuota) -> float:
+    version_1, version_2 = quota.folder / "cpu.cfs_quota_us", quota.folder / "cpu.max"
+    return int((version_1 if version_1.exists() else version_2).read_text().split()[0]) / PERIOD_US
 
 
 def test_groups_of_dead_workers_are_removed(quota: CpuQuota) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from resource_guard.actions import TreeEnding
 from resource_guard.admission import Applicant
 from resource_guard.evictor import Evictor
 from resource_guard.gate import Ended, Started
@@ -183,11 +184,28 @@ def test_one_that_takes_more_than_it_declared_has_failed_whatever_is_free(
     run("honest", 170, reserved_mb=100, cap_mb=142, declared=True)  # as far as is known: what it had before is not
     look(evictor, 400)
     assert liar.request.ended is None  # it may be what the task before it had, and go in this moment
+    assert evictor.busy  # so it is looked at again soon
     look(evictor, 400)
     assert liar.request.ended == Ended(used_bytes=200 * MB, allowed_bytes=142 * MB, reserve_bytes=None)
     settle(evictor)
     assert evicted == ["liar"]
     assert evictor.counts == {"failed": 1}
+
+
+def test_while_one_is_being_ended_the_others_take_no_more(
+    evictor: Evictor, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are stopped first: to find what the first has started takes a while."""
+    begun: list[str] = []
+    freeze, step = TreeEnding.freeze, TreeEnding.step
+    monkeypatch.setattr(TreeEnding, "freeze", lambda self: begun.append("freeze") or freeze(self))
+    monkeypatch.setattr(TreeEnding, "step", lambda self, now: begun.append("step") or step(self, now))
+    for name in ("first", "second"):
+        run(name, 400, reserved_mb=100, cap_mb=142, declared=True)
+    look(evictor, 850)
+    assert begun == ["freeze", "freeze", "step", "step"]
+    settle(evictor)
+    assert evictor.counts == {"failed": 2}
 
 
 def test_one_that_nobody_knows_may_take_more_than_its_cap_while_there_is_room(evictor: Evictor, run: Run) -> None:

@@ -82,6 +82,7 @@ class World:
     now: float = 0.0
     #: Whether what was handed to a process can be taken back: it has not said that it began.
     is_silent: bool = True
+    busy: int = 0
 
     def __post_init__(self) -> None:
         self.gate = Gate(
@@ -94,8 +95,12 @@ class World:
             cores=lambda: 2,
             isolated=self.isolated,
             withdraw=lambda _: self.is_silent,
+            on_busy=self.on_busy,
             clock=lambda: self.now,
         )
+
+    def on_busy(self) -> None:
+        self.busy += 1
 
     def handle(self, *requests: Request) -> None:
         for request in requests:
@@ -119,6 +124,18 @@ def test_what_fits_starts_and_the_next_when_one_ends(world: World) -> None:
     world.end(first)
     assert world.started == [first, third, second]
     assert [one.request for one in world.gate.started()] == [third, second]
+
+
+def test_a_start_while_nothing_runs_is_told(world: World) -> None:
+    first, second = Request(), Request()
+    world.handle(first)
+    assert world.busy == 1
+    world.handle(second)
+    world.end(first)
+    assert world.busy == 1
+    world.end(second)
+    world.handle(Request())
+    assert world.busy == 2
 
 
 def test_nothing_starts_while_the_valve_is_closed_and_what_waits_goes_back_to_its_queue(world: World) -> None:

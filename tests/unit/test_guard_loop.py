@@ -5,98 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
 
 from resource_guard import (
     Change,
-    Decision,
     Guard,
     Level,
-    Limits,
-    Marks,
-    Observation,
     Reading,
     Resource,
     SensorError,
-    Valve,
 )
 from resource_guard.steering import Orders
 from resource_guard.valve import Position
-from tests.waiting import wait_until
-
-MB = 1_000_000
-LIMITS = Limits(
-    memory_bytes=300 * MB,
-    marks={
-        Resource.MEMORY: Marks(resume=0.75, pause=0.85, evict=0.95, readings_off=1, rest_s=1.0),
-        Resource.CPU: Marks(resume=0.85, throttle=0.95, evict=1.0, readings_off=1),
-    },
-)
-
-
-class Readings:
-    """A sensor that gives what it is told to, and the clock that goes with it."""
-
-    cores = 2.0
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.memory_mb = 100
-        self.cpu_fraction: float | None = None
-        self.error: Exception | None = None
-        self.asked = 0
-        self.closed = 0
-
-    def observe(self, at: float) -> Observation:
-        self.asked += 1
-        if self.error:
-            raise self.error
-        readings = {Resource.MEMORY: Reading(value=self.memory_mb * MB, limit=300 * MB)}
-        if self.cpu_fraction is not None:
-            readings[Resource.CPU] = Reading(value=self.cpu_fraction, limit=1.0)
-        return Observation(at=at, readings=readings, stalled={"memory": 0.5})
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Crew:
-    """Who acts on tasks, as the guard asks for it."""
-
-    def __init__(self) -> None:
-        self.looks: list[tuple[Limits, Level]] = []
-        self.error: Exception | None = None
-        self.next_s = 0.001
-        self.expected = float("inf")
-
-    def look(self, limits: Limits, seen: Observation, decision: Decision) -> None:
-        self.looks.append((limits, decision.level))
-        if self.error:
-            raise self.error
-
-    def expected_bytes(self) -> float:
-        return self.expected
-
-    def interval_s(self, limits: Limits, seen: Observation, usual_s: float) -> float:
-        return self.next_s
-
-    def status(self) -> dict[str, object]:
-        return {"running": 3}
-
-
-class LateEvent(threading.Event):
-    """Wakes its waiters so much later than they asked for, once."""
-
-    late_s = 0.0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        late_s, self.late_s = self.late_s, 0.0
-        return super().wait((timeout or 0.0) + late_s)
+from tests.unit.made_guard import LIMITS, MB, Crew, Make, Readings, maker
 
 
 @pytest.fixture
@@ -104,18 +28,9 @@ def readings() -> Readings:
     return Readings()
 
 
-Make = Callable[..., Guard]
-
-
 @pytest.fixture
 def make(readings: Readings) -> Make:
-    """A guard over `readings`; changed as a test says."""
-
-    def make(**options: object) -> Guard:
-        arguments = {"clock": lambda: readings.now, "interval_s": 0.001, **options}
-        return Guard(LIMITS, readings, Valve(clock=lambda: 1234.5), **arguments)  # type: ignore[arg-type]
-
-    return make
+    return maker(readings)
 
 
 @pytest.fixture
@@ -368,91 +283,6 @@ class TestALongPause:
         assert guard.counts["alarms"] == 1
         look(guard, readings, (140, 270))
         assert guard.counts["alarms"] == 2
-
-
-def test_stop_without_start_and_twice_is_fine(guard: Guard) -> None:
-    """Whoever cleans up need not know how far things had come."""
-    guard.stop()
-    guard.start()
-    guard.stop()
-    guard.stop()
-
-
-def test_start_has_looked_once_when_it_returns(make: Make, readings: Readings) -> None:
-    """So a worker that starts under pressure doesn't take a first message."""
-    readings.memory_mb = 270
-    guard = make(interval_s=3600)
-    guard.start()
-    assert not guard.valve.is_open
-    guard.stop()
-
-
-def test_stop_returns_when_the_thread_has_ended(guard: Guard, readings: Readings) -> None:
-    """After stop nothing is read any more, and no file is open; a start after it watches again."""
-    for round_ in range(2):
-        guard.start()
-        guard.start()
-        assert [thread.name for thread in threading.enumerate()].count("resource-guard") == 1
-        asked = readings.asked
-        wait_until(lambda asked=asked: readings.asked > asked + 2, what="the guard to look again and again")  # type: ignore[misc]
-        assert readings.closed == round_
-        guard.stop()
-        assert [thread.name for thread in threading.enumerate()].count("resource-guard") == 0
-        assert readings.closed == round_ + 1
-
-
-def test_a_running_guard_outlives_a_failing_sensor(guard: Guard, readings: Readings) -> None:
-    """The thread goes on, and acts on the first reading that works."""
-    readings.error = RuntimeError("bug")
-    guard.start()
-    try:
-        wait_until(lambda: readings.asked > 3, what="the guard to go on asking")
-        readings.memory_mb, readings.error = 270, None
-        wait_until(lambda: not guard.valve.is_open, what="the pause")
-    finally:
-        guard.stop()
-
-
-def test_a_guard_that_stops_leaves_the_valve_open(guard: Guard, readings: Readings) -> None:
-    """Nobody would be left to open it."""
-    readings.memory_mb = 270
-    guard.start()
-    wait_until(lambda: not guard.valve.is_open, what="the pause")
-    guard.stop()
-    assert guard.valve.is_open
-
-
-def test_its_crew_says_when_to_look_again(make: Make, readings: Readings) -> None:
-    """Sooner the less room there is, later while nothing runs."""
-    crew = Crew()
-    guard = make(crew=crew, interval_s=0.001)
-    guard.start()
-    try:
-        wait_until(lambda: readings.asked > 3, what="looks at the short interval")
-        crew.next_s = 3600
-        wait_until(lambda: _stands_still(lambda: readings.asked), what="the long interval")
-    finally:
-        guard.stop()
-
-
-def _stands_still(count: Callable[[], int]) -> bool:
-    before = count()
-    time.sleep(0.05)
-    return count() == before
-
-
-def test_looks_that_come_late_are_measured(guard: Guard) -> None:
-    """A machine so loaded that the guard comes late is one on which nothing may be concluded from its silence."""
-    late = LateEvent()
-    late.late_s = 0.05
-    guard._stopping = late
-    guard.start()
-    try:
-        wait_until(lambda: guard.latest_s >= 0.05, what="the late look")
-        wait_until(lambda: guard.late_s < 0.05, what="one in time")
-        assert guard.status()["latest_s"] == guard.latest_s
-    finally:
-        guard.stop()
 
 
 def test_a_sensor_error_survives_pickling() -> None:

@@ -233,8 +233,8 @@ class TestBetweenExactReadings:
 
     def test_a_new_process_is_read_at_once(self, made: MadeProc) -> None:
         """Whatever is allowed, but two at a look at most here: else each fork would count its parent's memory again."""
-        clock = itertools.count(step=0.015)
-        tree = ProcessTree([10], made.proc, timer=lambda: next(clock))
+        clock = itertools.count(step=0.008)  # it is asked once more than there are readings
+        tree = ProcessTree([10], made.proc, clock=lambda: next(clock))
         made.process(10, own=1000, children=[20, 30])
         made.process(20, own=100)
         made.process(30, own=90)

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -43,6 +43,10 @@ sys.stdin.read()
 SHARED_PREFIX = "agentlink-hog-"
 
 
+#: Called by a hog that has all it will take.
+at_peak: Callable[[], object] = bool
+
+
 @contextlib.contextmanager
 def entered(path: str, number: int) -> Iterator[None]:
     """Enter the ledger before and after."""
@@ -59,6 +63,7 @@ def hold(size_bytes: int, hold_s: float) -> int:
     """Take memory, keep it for a while, and say how much of it is still what was written."""
     held = bytearray(FILL) * size_bytes
     time.sleep(hold_s)
+    at_peak()
     return held.count(FILL)
 
 
@@ -112,7 +117,9 @@ def reads_a_file(path: str, number: int, file_path: str) -> list[int]:
         while size := file.readinto(buffer):
             read_sum = zlib.crc32(memoryview(buffer)[:size], read_sum)
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            return [read_sum, zlib.crc32(mapped)]
+            mapped_sum = zlib.crc32(mapped)
+            at_peak()
+            return [read_sum, mapped_sum]
 
 
 @task(memory="80MB")
@@ -149,6 +156,7 @@ def allocates(path: str, number: int, size_bytes: int) -> int:
     """As fast as the machine can."""
     with entered(path, number):
         held = [bytearray(FILL) * CHUNK_BYTES for _ in range(size_bytes // CHUNK_BYTES)]
+        at_peak()
         return sum(chunk.count(FILL) for chunk in held)
 
 
@@ -159,6 +167,7 @@ def allocates_with_numpy(path: str, number: int, size_bytes: int) -> int:
 
     with entered(path, number):
         held = [np.ones(CHUNK_BYTES, dtype=np.uint8) for _ in range(size_bytes // CHUNK_BYTES)]
+        at_peak()
         return int(sum(chunk.sum() for chunk in held))
 
 
@@ -170,6 +179,7 @@ def leaks(path: str, number: int, size_bytes: int) -> int:
         while len(held) * 2 * MB < size_bytes:
             held.append(bytearray(FILL) * (2 * MB))
             time.sleep(0.02)
+        at_peak()
         return sum(chunk.count(FILL) for chunk in held)
 
 
@@ -204,6 +214,7 @@ def programs(count: int, size_bytes: int) -> Iterator[int]:
         answers = [program.stdout.readline() if program.stdout else b"" for program in running]
         if not all(answers):
             raise MemoryError(f"{answers.count(b'')} of {count} programs had no memory")
+        at_peak()
         yield sum(map(int, answers))
 
 
@@ -232,6 +243,7 @@ def fill(memory: memoryview) -> int:
     for start in range(0, len(memory), CHUNK_BYTES):
         end = min(start + CHUNK_BYTES, len(memory))
         memory[start:end] = chunk[: end - start]
+    at_peak()
     return len(memory)
 
 
@@ -251,6 +263,7 @@ def forks(path: str, number: int, count: int) -> int:
         try:
             while len(pids) < count:
                 pids.append(os.fork() or wait_for_ever())
+            at_peak()
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
 """How a channel takes messages: several at a time through the process's lease, woken by news instead of polling.
 
 Private parts of `kombu.transport.redis` 5.7 used here and held by a contract test: of `Channel` `_subscribe`,
-`_receive`, `_get_pool`, `_q_for_pri`, `_queue_cycle`; of `MultiChannelPoller` `_channels`, `_fd_to_chan`,
-`_chan_to_sock`, `_register_BRPOP`, `_register_LISTEN`, `_update_brpop_polling`.
+`_receive`, `_receive_one`, `_get_pool`, `_q_for_pri`, `_queue_cycle`; of `MultiChannelPoller` `_channels`,
+`_fd_to_chan`, `_chan_to_sock`, `_register_BRPOP`, `_register_LISTEN`, `_update_brpop_polling`.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class TakingChannel(kombu_redis.Channel):
         raise NotImplementedError
 
     _runs_first = False
+    _news = 0
     _look_at = 0.0
     _acknowledge_at: float | None = None
     #: Until when a broker that has refused to write is left alone; None: it has not.
@@ -358,16 +359,24 @@ class TakingChannel(kombu_redis.Channel):
         self._look_at = 0.0  # what came before we listened
 
     def _receive(self) -> Any:
+        """Read news, once what it tells of has been taken: reading it takes as long as asking the broker."""
         self._look_at = 0.0
+        if self.leased:
+            self.take()
+        self._news = 0
         try:
             received = super()._receive()
         except redis.ResponseError as error:  # the answer to a PING, by which kombu finds out whether the line holds
             self._leave_alone(error)
             self.subclient.health_check_response_counter = 0
             return False
-        if self.leased:
-            self.take()  # at once, not at the loop's next turn
+        if self._news > 1:  # the first had come before we took
+            self._look_at = 0.0
         return received
+
+    def _receive_one(self, client: Any) -> Any:
+        self._news += 1
+        return super()._receive_one(client)
 
     @property
     def _queue_keys(self) -> list[str]:

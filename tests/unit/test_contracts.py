@@ -156,6 +156,20 @@ def test_kombus_poller_has_the_methods_we_use(name: str) -> None:
     assert "self._chan_to_sock = {}" in inspect.getsource(kombu_redis.MultiChannelPoller.__init__)
 
 
+def test_kombu_reads_all_the_news_there_is_one_by_one() -> None:
+    source = inspect.getsource(kombu_redis.Channel._receive)
+    assert source.count("self._receive_one(c)") == 2
+    assert "while c.connection is not None and c.connection.can_read(timeout=0):" in source
+
+
+def test_celerys_event_loop_writes_a_job_to_each_pipe_that_it_is_told_of() -> None:
+    source = inspect.getsource(asynpool.AsynPool._create_write_handlers)
+    assert "hub.consolidate_callback = schedule_writes" in source
+    for part in ("ready_fd in active_writes", "job = pop_message()", "mark_worker_as_busy(ready_fd)", "next(cor)"):
+        assert part in source, part
+    assert "put_message(job)" in source[source.index("def send_job(") :]
+
+
 def test_celerys_request_hands_the_fast_trace_to_the_pools_apply_async() -> None:
     source = inspect.getsource(celery_request.create_request_cls)
     assert "apply_async = pool.apply_async" in source

@@ -12,13 +12,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from resource_guard.cpu_quota import CpuQuota
-from resource_guard.cpu_share import CoresUsed, CpuState, allot, without_debt
+from resource_guard.cpu_share import CREDIT_S, TARGET_FRACTION, CoresUsed, CpuState, allot, without_debt
 from resource_guard.duty import DutyCycle
 
 logger = logging.getLogger(__name__)
 
 #: CPU time is told in hundredths of a second: what was used in less than a few of them is not known.
 LEAST_TICK_S = 0.05
+#: Who has so much credit, nearly all there is, uses less than is allowed.
+EASY_CREDIT_S = 0.9 * CREDIT_S * TARGET_FRACTION
 
 
 class CpuGovernor:
@@ -54,6 +56,11 @@ class CpuGovernor:
     def running_fraction(self) -> float:
         """The part of the time that busy processes run; 1.0 where a quota holds them."""
         return self._duty.fraction
+
+    @property
+    def is_easy(self) -> bool:
+        """Whether less is used than is allowed, for a while by now."""
+        return not self._has_begun or self._state.debt_core_s <= -EASY_CREDIT_S * self._allowed_cores()
 
     def tick(self, at: float, children_cpu_s: Mapping[int, float], others_cpu_s: float) -> None:
         """Take what the pool's processes of now, with their descendants, have used so far, and what all others have.

@@ -107,7 +107,7 @@ class Gate:
     """`start` hands a request to the pool; `room` says what there is now, `capacity_bytes` and `cores` what at best.
 
     `withdraw` takes back a request that no process has begun in time; False: one may have. `on_busy` is called when
-    one starts while no other runs.
+    one starts that may take long, while no other such runs.
 
     A `capacity_bytes` of 0 is one that is not known yet, or without a limit. With `dry_run` no task is failed for what
     it declares.
@@ -299,7 +299,7 @@ class Gate:
             request.on_not_begun = self.start_again
             self._followers[chosen.key] = one
         request.on_end = self.finished
-        if len(self._started) == 1:
+        if not chosen.short and sum(not one.applicant.short for one in self._started.values()) == 1:
             self._on_busy()
         self._start(request)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import redis
 
 from resource_guard.caps import Used
+from resource_guard.followers import is_short
 from resource_guard.profiles import KEPT, Profile, profile
 
 PROFILES_KEY = "agentlink:profiles"
@@ -23,9 +24,10 @@ _KEPT_S = 90 * 86400
 _NAMES_MAX = 10_000
 #: New measures are written, and others' read, this often.
 _EXCHANGE_S = 2.0
-# Measuring costs a tenth of a millisecond: each of the first runs of a name, then some.
+# Measuring costs a tenth of a millisecond: each of the first runs of a name, then some, and of short ones fewer.
 _MEASURE_FIRST = 20
 _MEASURE_SHARE = 1 / 16
+_MEASURE_SHARE_SHORT = 1 / 200
 
 
 class Profiles:
@@ -62,7 +64,9 @@ class Profiles:
     def wants(self, name: str) -> bool:
         """Whether the next run of this task is worth measuring."""
         known = self._profiles.get(name)
-        return known is None or known.runs < _MEASURE_FIRST or random.random() < _MEASURE_SHARE  # noqa: S311
+        if known is None or known.runs < _MEASURE_FIRST:
+            return True
+        return random.random() < (_MEASURE_SHARE_SHORT if is_short(known) else _MEASURE_SHARE)  # noqa: S311
 
     def learn(self, name: str, used: Used) -> None:
         """A task has taken so much."""

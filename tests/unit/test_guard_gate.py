@@ -17,6 +17,7 @@ from resource_guard.gate import CAP_HEADER, EVICTED_HEADER, LOOK_AHEAD, MEASURE_
 from resource_guard.profiles import Profile
 
 MB = 1_000_000
+SHORT = Profile(name="short", runs=SEEN_RUNS, memory_bytes=MB, peak_bytes=0, cpu_cores=1, wall_s=0, longest_s=SHORT_S)
 _ids = itertools.count()
 
 
@@ -126,11 +127,14 @@ def test_what_fits_starts_and_the_next_when_one_ends(world: World) -> None:
     assert [one.request for one in world.gate.started()] == [third, second]
 
 
-def test_a_start_while_nothing_runs_is_told(world: World) -> None:
+def test_the_start_of_one_that_may_take_long_is_told_while_no_other_such_runs() -> None:
+    world = World(slots=4, knowledge=Knowledge({"short": SHORT}))
     first, second = Request(), Request()
+    world.handle(Request(name="short"))
+    assert world.busy == 0
     world.handle(first)
     assert world.busy == 1
-    world.handle(second)
+    world.handle(second, Request(name="short"))
     world.end(first)
     assert world.busy == 1
     world.end(second)
@@ -281,9 +285,6 @@ def test_a_pool_that_runs_a_task_at_once_starts_each_once() -> None:
     world.handle(first := Request(), second := Request())
     assert world.started == [first, second]
     assert world.gate.started() == []
-
-
-SHORT = Profile(name="short", runs=SEEN_RUNS, memory_bytes=MB, peak_bytes=0, cpu_cores=1, wall_s=0, longest_s=SHORT_S)
 
 
 def following(*requests: Request) -> World:

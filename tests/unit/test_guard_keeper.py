@@ -15,6 +15,7 @@ import pytest
 from resource_guard.actions import TreeEnding
 from resource_guard.admission import Room
 from resource_guard.caps import Used
+from resource_guard.cpu_share import CREDIT_S, CpuState
 from resource_guard.gate import CAP_HEADER, Started
 from resource_guard.keeper import Keeper, _others_between
 from resource_guard.limits import Limits
@@ -24,14 +25,15 @@ from resource_guard.valve import Valve
 from tests.waiting import wait_until
 
 MB = 1_000_000
+SHORT = Profile(name="short", runs=64, memory_bytes=MB, peak_bytes=0, cpu_cores=0.1, wall_s=0.001, longest_s=0.002)
 LIMITS = Limits(memory_bytes=1000 * MB)  # paused from 90 % on, and tasks ended from 95 % on
 
 
 class Knowledge:
-    """Nothing is known."""
+    """Nothing is known but of one."""
 
     def of(self, name: str) -> Profile | None:
-        return None
+        return SHORT if name == SHORT.name else None
 
     def wants(self, name: str) -> bool:
         return False
@@ -272,6 +274,27 @@ class TestTheNextLook:
         for pid in range(1, 1 + running):
             world.offer("a", memory_mb=10, pid=pid)
         assert world.keeper.interval_s(LIMITS, seen(memory_mb), 0.1) == pytest.approx(interval_s)
+
+    @pytest.mark.parametrize(
+        ("memory_mb", "interval_s"), [(100, 0.425), (850, 0.05)], ids=["plenty is left", "not so much is left"]
+    )
+    def test_while_only_short_ones_run_it_is_as_late_as_memory_allows(
+        self, world: World, memory_mb: int, interval_s: float
+    ) -> None:
+        world.offer("short", memory_mb=1, pid=1)
+        assert world.keeper.interval_s(LIMITS, seen(memory_mb), 0.1) == pytest.approx(interval_s)
+        world.offer("a", memory_mb=1, pid=2)
+        assert world.keeper.interval_s(LIMITS, seen(100), 0.1) == 0.1
+
+    def test_short_ones_that_use_what_cpu_is_allowed_are_watched_as_usual(self) -> None:
+        world = World(govern=True)
+        world.offer("short", memory_mb=1, pid=1)
+        governor = world.keeper._governor
+        assert governor is not None
+        governor._has_begun, governor._allowed_cores, governor._state = True, lambda: 1.0, CpuState(debt_core_s=0.0)
+        assert world.keeper.interval_s(LIMITS, seen(100), 0.1) == 0.1
+        governor._state = CpuState(debt_core_s=-CREDIT_S)
+        assert world.keeper.interval_s(LIMITS, seen(100), 0.1) > 0.4
 
     def test_without_a_reading_or_a_limit_it_is_as_usual(self, world: World) -> None:
         world.offer("a", memory_mb=10, pid=1)

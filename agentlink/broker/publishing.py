@@ -44,7 +44,10 @@ _ROOM_RETRY_S = 1.0
 _FULL_FRACTION = 0.95
 _FILLING_FRACTION = 0.8
 _WARN_AGAIN_S = 60.0
+# So often its memory is looked at, and while it is half empty; the server itself refuses what is really too much.
 _LOOK_AT_MEMORY_S = 0.5
+_LOOK_AT_MEMORY_EASY_S = 2.0
+_EASY_FRACTION = 0.5
 
 
 class PublishingChannel(kombu_redis.Channel):
@@ -56,7 +59,7 @@ class PublishingChannel(kombu_redis.Channel):
         raise NotImplementedError
 
     _clock_ahead_s: float | None = None
-    _memory_seen_at = 0.0
+    _look_at_memory_at = 0.0
     _warned_at = -_WARN_AGAIN_S
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -144,7 +147,7 @@ class PublishingChannel(kombu_redis.Channel):
 
     def _refuse_when_full(self, client: redis.Redis) -> None:
         now = time.monotonic()
-        if now < self._memory_seen_at + _LOOK_AT_MEMORY_S:
+        if now < self._look_at_memory_at:
             return
         info: dict[str, int] = client.info("memory")
         used_fraction = info["used_memory"] / info["maxmemory"] if info["maxmemory"] else 0.0
@@ -157,7 +160,9 @@ class PublishingChannel(kombu_redis.Channel):
                 used_fraction * 100,
                 _FULL_FRACTION * 100,
             )
-        self._memory_seen_at = now
+        self._look_at_memory_at = now + (
+            _LOOK_AT_MEMORY_S if used_fraction > _EASY_FRACTION else _LOOK_AT_MEMORY_EASY_S
+        )
 
     def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
         headers = message["headers"]

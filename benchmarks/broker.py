@@ -43,9 +43,9 @@ GROUPS = 3
 LATENCIES = 500
 #: What part of the queued tasks is measured.
 FROM_FRACTION, TO_FRACTION = 0.1, 0.95
-#: After its start, a worker has settled by then, and by so many calls: AgentLink measures each of the first 20 runs of a
-#: task it knows nothing of, once for all workers.
+#: After its start, a worker has settled by then.
 SETTLE_S = 1.0
+#: And knows the task by then: AgentLink measures the first 20 runs of each, once for all workers.
 WARM_UP = 50
 
 

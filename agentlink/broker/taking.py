@@ -1,8 +1,7 @@
 """How a channel takes messages: several at a time through the process's lease, woken by news instead of polling.
 
 Private parts of `kombu.transport.redis` 5.7 used here and held by a contract test: of `Channel` `_subscribe`,
-`_receive`, `_receive_one`, `_get_pool`, `_q_for_pri`, `_queue_cycle`; of `MultiChannelPoller` `_channels`,
-`_fd_to_chan`, `_chan_to_sock`, `_register_BRPOP`, `_register_LISTEN`, `_update_brpop_polling`.
+`_receive`, `_receive_one`, `_get_pool`, `_q_for_pri`, `_queue_cycle`.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from queue import Empty
 from typing import Any
 
 import redis
@@ -28,11 +25,10 @@ from agentlink.broker import along
 from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER
 from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, RUNS_STEP, WAKE_PREFIX, Lease, Taken
+from agentlink.broker.poller import LOOK_AGAIN_S
 
 logger = logging.getLogger(__name__)
 
-# A message without news of it (from a client with kombu's own transport) is found after this time at the latest.
-_LOOK_AGAIN_S = 1.0
 # Acknowledgements may wait this long for company.
 _ACKNOWLEDGE_WITHIN_S = 0.005
 # With no limit on what may be prefetched, and at most.
@@ -102,65 +98,6 @@ class QoS(virtual.QoS):
                 lease.give_back(tag)
         self._delivered.clear()
         return []
-
-
-class Poller(kombu_redis.MultiChannelPoller):
-    """kombu's poller, with channels that take through a lease."""
-
-    #: The event loop's, once there is one.
-    call_later: Callable[..., Any] | None = None
-    #: Written to, it wakes that loop.
-    waker: socket.socket | None = None
-
-    def close(self) -> None:
-        """Close what was opened for the loop too."""
-        super().close()
-        if self.waker is not None:
-            self.waker.close()
-            self.waker = None
-
-    def on_poll_start(self) -> None:
-        """Take what may be taken, before the loop goes to sleep."""
-        self._update_brpop_polling()
-        for channel in self._channels:
-            if channel.leased:
-                self._register_LISTEN(channel)
-                channel.take()
-                continue
-            if channel.active_queues and channel.qos.can_consume():
-                self._register_BRPOP(channel)
-            if channel.active_fanout_queues:
-                self._register_LISTEN(channel)
-
-    def sockets(self) -> list[tuple[int, Any]]:
-        """Every socket to be watched, by its number."""
-        return [(sock.fileno(), sock) for sock in self._chan_to_sock.values() if sock.fileno() in self.fds]
-
-    def on_readable(self, fileno: int) -> None:
-        """Read what has come; news is read also while nothing may be taken, or the loop would not sleep for it."""
-        channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if kind == "LISTEN":
-            channel.handlers[kind]()
-        else:
-            super().on_readable(fileno)
-
-    def get(self, callback: Any, timeout: float | None = None) -> None:
-        """For consumers without an event loop: deliver something, or raise `Empty` after `timeout`."""
-        leased = [channel for channel in self._channels if channel.leased]
-        delivered = sum(channel.delivered for channel in leased)
-        wait_s = min([_LOOK_AGAIN_S, *(channel.sleep_s for channel in leased)]) if leased else timeout
-        try:
-            super().get(callback, wait_s if timeout is None else min(timeout, wait_s or timeout))
-        except Empty:
-            if sum(channel.delivered for channel in leased) == delivered:
-                raise
-
-    def on_poll_init(self, poller: Any) -> None:
-        """There is nothing to restore by the clock."""
-        self.poller = poller
-
-    def maybe_restore_messages(self) -> None:
-        """There is nothing to restore by the clock."""
 
 
 class TakingChannel(kombu_redis.Channel):
@@ -259,7 +196,7 @@ class TakingChannel(kombu_redis.Channel):
             self._left_alone_until = self._acknowledge_at = None
             if wanted:
                 # Fewer than asked for: all queues are empty, and news will come.
-                sleep_s = 0.0 if len(taken) == wanted else min(_LOOK_AGAIN_S, next_due_s or _LOOK_AGAIN_S)
+                sleep_s = 0.0 if len(taken) == wanted else min(LOOK_AGAIN_S, next_due_s or LOOK_AGAIN_S)
                 self._look_at = now + sleep_s
                 if sleep_s:
                     self._come_back(sleep_s)
@@ -304,9 +241,9 @@ class TakingChannel(kombu_redis.Channel):
             raise error
         if self._left_alone_until is None:
             logger.warning("the broker takes nothing, and nothing can be taken from it: %s (said once)", error)
-        self._left_alone_until = time.monotonic() + _LOOK_AGAIN_S
-        self.sleep_s = _LOOK_AGAIN_S
-        self._come_back(_LOOK_AGAIN_S)
+        self._left_alone_until = time.monotonic() + LOOK_AGAIN_S
+        self.sleep_s = LOOK_AGAIN_S
+        self._come_back(LOOK_AGAIN_S)
 
     def maybe_refresh_binding_expiry(self) -> None:
         """kombu's, tried once a second: that the broker takes nothing is not worth a traceback each time."""

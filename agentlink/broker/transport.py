@@ -24,8 +24,9 @@ from kombu.transport import redis as kombu_redis
 from agentlink.broker.calls import current_call
 from agentlink.broker.errors import reason_of, refuses_to_write
 from agentlink.broker.lease import RUNS_STEP, Lease
+from agentlink.broker.poller import Poller
 from agentlink.broker.publishing import PublishingChannel
-from agentlink.broker.taking import Poller, TakingChannel
+from agentlink.broker.taking import TakingChannel
 
 
 class Channel(TakingChannel, PublishingChannel):

@@ -142,8 +142,11 @@ def test_a_dead_letter_of_a_run_is_sent_again_and_taken(system: System) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.hogs
 def test_small_runs_do_not_wait_for_a_large_one_that_was_first(system: System) -> None:
-    """Twenty of three steps, after one of five thousand."""
-    system.start_worker()
+    """Twenty of three steps, after one of five thousand.
+
+    With all of the CPU: alone they take less than what may be used at once, and beside the large run that is used up.
+    """
+    system.start_worker(cpu="100%")
     sample.sums.delay(1).get(timeout=20)
     alone_s = _twenty_small_runs_s()
     large = sample.parallel.delay(LARGE)

@@ -3,7 +3,7 @@
     python -m benchmarks.broker [--json FILE] [--tasks N] [--rounds R]
 
 A no-op task on `celery worker --pool prefork --concurrency 2 --without-mingle --without-gossip`, acknowledged late,
-with results; the prefetch multiplier is each one's default (stock 4; AgentLink 1, or what is finished in 0.1 s).
+with results; the prefetch multiplier is each one's default (stock 4; AgentLink 1, or what is finished in 0.03 s).
 AgentLink's guard is on, and may use all of the CPU (`cpu=100%`).
 Draining is measured while the middle of N queued tasks is done: neither a worker's start nor its last tasks count.
 """

@@ -34,7 +34,7 @@ _ACKNOWLEDGE_WITHIN_S = 0.005
 # With no limit on what may be prefetched, and at most.
 _WINDOW_MAX = 64
 # A worker holds what it has lately finished in this time: many short tasks, and no long one more than it can run.
-_WINDOW_S = 0.1
+_WINDOW_S = 0.03
 
 _leases: dict[str, Lease] = {}
 

@@ -16,6 +16,7 @@ from celery.concurrency.asynpool import AsynPool
 from celery.worker import state
 
 from agentlink.broker.transport import Channel
+from agentlink.broker.whole_answers import WholeAnswers
 
 _PROCESS_ENDS_WITHIN_S = 0.05
 # A process begins what it has been written at once; this is for a machine that is very busy.
@@ -75,6 +76,8 @@ class PoolStep(bootsteps.StartStopStep):
     A pool that stops waits for a job that no process has begun for a moment only: SIGQUIT stops the pool inside
     Celery's signal handler, and where that came while a job was being written, nobody would ever begin it.
 
+    Nor is it stopped between an answer that was read and what that says: see `whole_answers`.
+
     A process that has ended while the worker's connection was broken is not watched again on the next one: Celery 5.7
     ends the worker with "file descriptor is None" then.
     """
@@ -110,6 +113,8 @@ class PoolStep(bootsteps.StartStopStep):
         pool._event_process_exit = notice_and_look_again
         pool._track_child_process = but_those_noticed(pool._track_child_process)
         worker.pool.flush = flush_the_unwritten
+        answers = WholeAnswers(pool._result_handler._recv_message, worker.pool.stop)
+        pool._result_handler._recv_message, worker.pool.stop = answers.receive, answers.stop
         # Called again and again while a pool that stops waits for the answers of its processes.
         pool._result_handler.check_timeouts = forget_the_unbegun(pool._cache, pool._result_handler.check_timeouts)
 

@@ -8,15 +8,17 @@ from tests.integration import sample
 from tests.integration.system import System
 
 
-def test_a_worker_ends_that_has_written_half_a_job(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that has the one half waits for the other; the task runs elsewhere."""
+@pytest.mark.parametrize("moment", ["job", "answer"])
+def test_a_worker_ends_in_the_middle(moment: str, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a job, whose process waits for the other half: the task runs elsewhere; of an answer, which counts."""
     now = system.folder / "now"
     monkeypatch.setenv("TEST_QUIT_NOW", str(now))
+    monkeypatch.setenv("TEST_QUIT_IN", moment)
     worker = system.start_worker(imports="tests.integration.sample,tests.integration.quitting")
     assert sample.add.delay(1, 1).get(timeout=10) == 2
     now.touch()
-    result = sample.add.delay(2, 2)
+    results = [sample.add.delay(2, 2) for _ in range(200)]  # or its processes have nothing more to do than to end
     worker.process.wait(timeout=20)
     assert not now.exists()
     system.start_worker()
-    assert result.get(timeout=10) == 4
+    assert [result.get(timeout=10) for result in results] == [4] * 200

@@ -132,6 +132,9 @@ def test_billiards_jobs_tell_where_they_went() -> None:
     stopping = inspect.getsource(asynpool.ResultHandler.on_stop_not_started)
     assert "check_timeouts = self.check_timeouts" in stopping
     assert "while cache and outqueues" in stopping
+    reading = inspect.getsource(asynpool.ResultHandler)
+    assert "recv_message = self._recv_message" in reading
+    assert "recv_message(add_reader, fileno, on_state_change)" in reading
     source = inspect.getsource(billiard_pool.ApplyResult.__init__)
     assert "self._job = " in source
     assert "self._cache = " in source

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentlink.broker.celery_step import but_those_noticed, forget_the_unbegun
+from agentlink.broker.whole_answers import WholeAnswers
 
 
 @pytest.fixture
@@ -65,3 +66,35 @@ def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
     for process in (new, known, gone):
         track(process, "hub")
     assert watched == [(new, "hub"), (known, "hub")]
+
+
+class TestWholeAnswers:
+    def test_a_stop_in_the_middle_of_an_answer_comes_after_it(self) -> None:
+        done: list[str] = []
+
+        def receive(name: str) -> Iterator[None]:
+            done.append(f"{name} half")
+            answers.stop()
+            yield
+            answers.stop()
+            done.append(f"{name} noted")
+
+        answers = WholeAnswers(receive, lambda: done.append("stop"))
+        for _ in answers.receive("one"):
+            done.append("elsewhere")
+        assert done == ["one half", "stop", "elsewhere", "one noted", "stop"]
+        answers.stop()
+        assert done[-2:] == ["stop", "stop"]
+
+    def test_an_answer_that_breaks_off_is_told_and_the_stop_still_comes(self) -> None:
+        done: list[str] = []
+
+        def receive() -> Iterator[None]:
+            answers.stop()
+            yield from ()
+            raise EOFError
+
+        answers = WholeAnswers(receive, lambda: done.append("stop"))
+        with pytest.raises(EOFError):
+            list(answers.receive())
+        assert done == ["stop"]

@@ -26,7 +26,7 @@ from agentlink import cgroups
 from agentlink.address import SOCKET_PATH_MAX_BYTES, checked_address, shown_address
 from agentlink.errors import SettingsError
 from agentlink.home import checked_home, default_home
-from agentlink.units import format_duration, parse_duration, parse_share, parse_size, shown
+from agentlink.units import checked_name, format_duration, parse_duration, parse_share, parse_size, shown
 
 ENV_PREFIX = "AGENTLINK_"
 DEFAULT_MEMORY_BYTES = 8_000_000_000
@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     max_steps: Count = Field(default=100_000, ge=1, le=100_000_000)
     max_steps_live: Count = Field(default=20_000, ge=1, le=100_000_000)
     max_depth: Count = Field(default=16, ge=1, le=1000)
+    # The agent in whose name this process calls; a call may name another: `apply_async(..., agent="anna")`.
+    agent: Annotated[str | None, BeforeValidator(checked_name)] = None
+    # What an agent's calls may lead to together: steps that have not ended, and steps in all since it was last idle for
+    # twice as long as results are kept.
+    max_agent_steps: Count = Field(default=10_000_000, ge=1, le=1_000_000_000)
+    max_agent_steps_live: Count = Field(default=50_000, ge=1, le=100_000_000)
     # After the first Ctrl-C, how long running tasks get before they are killed and go back to the queue.
     stop_grace_s: Annotated[float, _duration("0s", "1d")] = Field(default=60.0, alias="stop_grace")
     # How long results, and runs that have ended, are kept.

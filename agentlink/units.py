@@ -1,4 +1,4 @@
-"""How people write sizes, shares and durations, and how to show them again."""
+"""How people write sizes, shares, durations and names, and how to show them again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
 # The most that programs in C, the broker among them, can count; and a thousand years.
 _SIZE_MAX_BYTES = 2**63 - 1
 _DURATION_MAX_S = 1000 * 366 * 86400
+_NAME_MAX = 100
 
 
 def parse_size(value: object) -> int:
@@ -55,6 +56,19 @@ def parse_duration(value: object) -> float:
     if not 0 <= duration_s <= _DURATION_MAX_S:
         raise ValueError(f"want a duration like 30s, 250ms, 5m, 2h or 7d, got {shown(value)}")
     return float(duration_s)
+
+
+def checked_name(value: object) -> str | None:
+    """The name itself, of an agent say; nothing for nothing.
+
+    Raises:
+        ValueError: what was given and what would be right.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) == len(value) <= _NAME_MAX:
+        raise ValueError(f"want a name of 1 to {_NAME_MAX} printable characters, got {shown(value)}")
+    return value
 
 
 def _split(value: object) -> tuple[int | float, str]:

@@ -174,11 +174,13 @@ class App(Celery):
 
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
-            FanOutExceeded: the same; a task's run has more steps by now than it may.
+            FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
         """
         _fit_soft_limit(kwargs)
         if (sender := self.current_worker_task) is not None:
             fanout.count(sender.request, kwargs)
+        else:
+            fanout.count_call(kwargs)
         kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
         with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
             return super().send_task(name, *args, producer=producer, **kwargs)

@@ -46,7 +46,8 @@ class WorkflowTask(BaseTask):
         Raises:
             CallRefused: the arguments make no sense.
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
-            FanOutExceeded: the same; called in a step, and that step's run has more steps by now than it may.
+            FanOutExceeded: the same; the agent that calls, or the run in a step of which it is called, has
+                more steps by now than it may.
         """
         return self.apply_async(args, kwargs)
 

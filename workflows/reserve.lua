@@ -2,7 +2,7 @@
 --   KEYS[1]  the run
 --   ARGV[1]  the field of the run that tells that this canvas is counted     ARGV[2]  see fanout.lua
 --   ARGV[3]  the run's id
--- Returns nothing; or {cap, how many there would be}. The run's `open` is what it has in its tree's `planned`.
+-- Returns nothing; or what `refusal` says. The run's `open` is what it has in its tree's `planned`.
 local counting = cjson.decode(ARGV[2])
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return false end
 -- A run that a step has started is counted: it turns into its last step.
@@ -16,4 +16,5 @@ redis.call('HSET', KEYS[1], ARGV[1], steps)
 redis.call('HINCRBY', KEYS[1], 'open', steps)
 redis.call('HINCRBY', counting.tree, 'planned', steps)
 count_steps(counting, steps - started)
+count_live(counting.tree, steps - started)
 return false

@@ -42,7 +42,7 @@ INDEX_KEY = "agentlink:runs"
 PLACE_HEADER = "agentlink_place"
 RUN_HEADER = "agentlink_run"
 
-_TRANSITION = resources.files(__package__).joinpath("transition.lua").read_text()
+_TRANSITION = COUNTING + resources.files(__package__).joinpath("transition.lua").read_text()
 _RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
 _SET_TOTAL = "redis.call('HSET', KEYS[1], 'steps_total', redis.call('HLEN', KEYS[2]))"
 _REOPEN = resources.files(__package__).joinpath("reopen.lua").read_text()
@@ -172,7 +172,8 @@ def transition_commands(
     run_id = getattr(request, RUN_HEADER, None) or getattr(request, "root_id", None) or task_id
     builds_canvas = getattr(app.tasks.get(name), "builds_canvas", False)
     planned_or_replaced = place is not None or bool(getattr(request, "replaced_task_nesting", 0))
-    if really_ran and not builds_canvas and not planned_or_replaced and run_id == task_id:
+    in_run = builds_canvas or planned_or_replaced or run_id != task_id
+    if really_ran and not in_run and not fanout.is_counted(request):
         return  # a task outside any run
     step_state = STEP_STATE_OF_CELERY.get(celery_state) if name and (place is not None or not builds_canvas) else None
     # A run's last step has the run's id: that it has started says nothing new of the run.

@@ -27,6 +27,8 @@ local end_run
 local function count_ended(tree, number)
     if redis.call('HINCRBY', tree, 'planned', -number) < 0 then -- it was forgotten
         redis.call('DEL', tree)
+    else
+        count_live(tree, -number)
     end
 end
 
@@ -72,9 +74,8 @@ function end_run(run, state)
         count_ended(tree, open)
         redis.call('HSET', run, 'open', 0)
     end
-    if root ~= id then
-        redis.call('SREM', tree .. ':live', id)
-    else
+    count_live(tree, -redis.call('SREM', tree .. ':live', id))
+    if root == id then
         redis.call('EXPIRE', tree, ARGV[12])
     end
     if state ~= 'SUCCEEDED' then
@@ -113,6 +114,7 @@ if ARGV[1] ~= '' and move_step(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1
 end
 
 if ARGV[5] == '1' and ARGV[19] == '1' and redis.call('SREM', KEYS[3] .. ':live', ARGV[1]) == 1 then
+    count_live(KEYS[3], -1)
     -- In no run: its tree is kept for as long as the task it began with may run.
     if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('SCARD', KEYS[3] .. ':live') == 0 then
         redis.call('EXPIRE', KEYS[3], ARGV[20])

@@ -76,7 +76,7 @@ class Bundle:
         """Gather one more. What can be refused is kept until all of it is known: it is accepted whole or not at all."""
         self.messages.append(message)
         if message.tally and message.tally.refusable:
-            checked_breadth(message.tally.root_id, len(self.messages))
+            checked_breadth(message.tally, len(self.messages))
         elif len(self.messages) >= TOGETHER_MAX:
             self.send()
 

@@ -1,8 +1,8 @@
 """How many steps one call may lead to: what a message counts for, and the errors of those that are too many.
 
 All that one call from outside leads to is one tree: the steps its run has planned, the tasks and runs that its steps
-start, theirs in turn. Celery gives each of them the same root id; a hash and a set in the broker count them. They are
-written in the scripts that queue messages, record a canvas or store a result: counting costs no round trip. What is too
+start, theirs in turn. Celery gives each of them the same root id; a hash and a set in the broker count them. Where an
+agent has made the call, all its trees are counted together too. They are written in the scripts that queue messages, record a canvas or store a result: counting costs no round trip. What is too
 much is refused in the same scripts, so that steps which ask at the same time can't overshoot a cap together; only what
 comes next in canvases that were accepted goes beyond it.
 """
@@ -21,6 +21,7 @@ from kombu.utils.uuid import uuid
 
 from agentlink.errors import AgentLinkError
 from agentlink.settings import load
+from agentlink.units import checked_name, shown
 
 #: The message header that tells how deep a task is: 1 without it, one more than the task in whose body it was started.
 #: A message that has it is counted.
@@ -28,6 +29,9 @@ DEPTH_HEADER = "agentlink_depth"
 #: The message property that carries what a message counts for.
 TALLY = "agentlink_tally"
 TREE_PREFIX = "agentlink:tree:"
+AGENT_PREFIX = "agentlink:agent:"
+#: The call option that names the agent a call from outside is made for, where it is not the one of the settings.
+AGENT = "agent"
 
 #: Lua that stands before the scripts that count.
 COUNTING = resources.files(__package__).joinpath("scripts", "fanout.lua").read_text()
@@ -35,33 +39,43 @@ COUNTING = resources.files(__package__).joinpath("scripts", "fanout.lua").read_t
 _IN_BODY = "agentlink_in_body"
 _GOES_ON = "agentlink_goes_on"
 
-_SETTINGS = {"depth": "AGENTLINK_MAX_DEPTH", "live": "AGENTLINK_MAX_STEPS_LIVE", "steps": "AGENTLINK_MAX_STEPS"}
+_SETTINGS = {
+    "depth": "max_depth",
+    "live": "max_steps_live",
+    "steps": "max_steps",
+    "agent_live": "max_agent_steps_live",
+    "agent_steps": "max_agent_steps",
+}
 
 
 class FanOutExceeded(AgentLinkError):
-    """More steps than one run may have, all it has started included; nothing of what asked for them was accepted.
+    """More steps than one run, all it has started included, or one agent may have; nothing of what asked was accepted.
 
-    `cap` is `depth` (steps that start steps), `live` (steps that have not ended) or `steps` (all there ever were).
-    `run_id` is the run called from outside, or the task. `wanted` is what there would be then.
+    `cap` is `depth` (steps that start steps), `live` (steps that have not ended), `steps` (all there ever were), or
+    `agent_live` or `agent_steps` (the same over all that the agent `agent` has called). `run_id` is the run called from
+    outside, or the task. `wanted` is what there would be then.
     """
 
-    def __init__(self, run_id: str, cap: str, limit: int, wanted: int) -> None:
-        super().__init__(run_id, cap, limit, wanted)
-        self.run_id, self.cap, self.limit, self.wanted = run_id, cap, limit, wanted
+    def __init__(self, run_id: str, cap: str, limit: int, wanted: int, agent: str | None = None) -> None:
+        super().__init__(run_id, cap, limit, wanted, agent)
+        self.run_id, self.cap, self.limit, self.wanted, self.agent = run_id, cap, limit, wanted, agent
 
     @property
     def setting(self) -> str:
         """What raises the limit."""
-        return _SETTINGS[self.cap]
+        return f"AGENTLINK_{_SETTINGS[self.cap].upper()}"
 
     def __str__(self) -> str:
         if self.cap == "depth":
             what = f"steps that start steps would be {self.wanted} deep in run {self.run_id}"
             remedy = "let a task that starts itself go on by `self.replace(...)` or `self.retry(...)`"
         else:
-            which = "steps that have not ended" if self.cap == "live" else "steps in all"
-            what = f"run {self.run_id}, with what it has started, would have {self.wanted} {which}"
-            remedy = "give each step more to do"
+            which = "steps that have not ended" if self.cap.endswith("live") else "steps in all"
+            whose = f"run {self.run_id}, with what it has started,"
+            if self.agent is not None:
+                whose = f"with run {self.run_id} agent {shown(self.agent)}"
+            what = f"{whose} would have {self.wanted} {which}"
+            remedy = "wait until some have ended" if self.cap == "agent_live" else "give each step more to do"
         return f"{what}, and {self.limit} is the most: {remedy}, or raise {self.setting}"
 
 
@@ -93,6 +107,8 @@ class Tally:
     task_id: str
     #: Whether it can be refused. What comes next in a canvas can't be: that was accepted, and it is finite.
     refusable: bool
+    #: The agent that has made the call; None: none, or the one its tree is known to belong to.
+    agent: str | None = None
 
 
 def tree_key(root_id: str) -> str:
@@ -100,25 +116,40 @@ def tree_key(root_id: str) -> str:
     return TREE_PREFIX + root_id
 
 
-def counting_arguments(root_id: str, wanted: int, task_ids: Sequence[str] = ()) -> str:
-    """JSON for the scripts: what to count in a tree, unless so many more would be too many (0: then too)."""
+def agent_key(agent: str) -> str:
+    """The key of what an agent's steps are counted in."""
+    return AGENT_PREFIX + agent
+
+
+def counting_arguments(root_id: str, wanted: int, sent: Sequence[Tally] = ()) -> str:
+    """JSON for the scripts: what to count in a tree, unless so many more would be too many (0: then too).
+
+    What is sent may belong to several trees when an agent calls from outside; then only its own caps may refuse it.
+    """
     settings = load()
+    ids_by_tree: dict[str, list[str]] = {}
+    for tally in sent:
+        ids_by_tree.setdefault(tree_key(tally.root_id), []).append(tally.task_id)
+    agent = sent[0].agent if sent else None
     facts = {
         "tree": tree_key(root_id),
-        "ids": task_ids,
+        "sent": ids_by_tree,
+        "apart": len(ids_by_tree) > 1,
         "wanted": wanted,
         "max_steps": settings.max_steps,
         "max_live": settings.max_steps_live,
+        "max_agent_steps": settings.max_agent_steps,
+        "max_agent_live": settings.max_agent_steps_live,
         "keep_s": int(2 * settings.keep_results_s),
     }
-    return json.dumps(facts)
+    return json.dumps(facts | ({"agent": agent_key(agent)} if agent is not None else {}))
 
 
 def exceeded(root_id: str, refusal: list[Any]) -> FanOutExceeded:
     """The error for what a counting script has refused."""
-    cap, wanted = str(refusal[0], "ascii") if isinstance(refusal[0], bytes) else refusal[0], int(refusal[1])
-    limits = {"steps": load().max_steps, "live": load().max_steps_live}
-    return FanOutExceeded(root_id, cap, limits[cap], wanted)
+    cap, wanted, *of = (part.decode() if isinstance(part, bytes) else part for part in refusal)
+    agent = of[0].removeprefix(AGENT_PREFIX) if of else None
+    return FanOutExceeded(root_id, cap, getattr(load(), _SETTINGS[cap]), int(wanted), agent)
 
 
 def checked_depth(root_id: str, depth: int) -> int:
@@ -132,14 +163,16 @@ def checked_depth(root_id: str, depth: int) -> int:
     return depth
 
 
-def checked_breadth(root_id: str, steps: int) -> None:
+def checked_breadth(tally: Tally, steps: int) -> None:
     """Don't gather for ever what could not be accepted anyway.
 
     Raises:
         FanOutExceeded: at once there are more steps than may be live.
     """
-    if steps > load().max_steps_live:
-        raise FanOutExceeded(root_id, "live", load().max_steps_live, steps)
+    cap = "live" if tally.agent is None else "agent_live"
+    limit = getattr(load(), _SETTINGS[cap])
+    if steps > limit:
+        raise FanOutExceeded(tally.root_id, cap, limit, steps, tally.agent)
 
 
 def depth_of(request: Any) -> int:
@@ -179,12 +212,24 @@ def is_in_body(request: Any) -> bool:
     return bool(getattr(request, _IN_BODY, False))
 
 
+def count_call(options: dict[str, Any]) -> None:
+    """Have a message from outside counted, should it come from an agent: change the options of its call."""
+    agent = options.pop(AGENT, load().agent)
+    if agent is None:
+        return
+    task_id = options.get("task_id") or uuid()
+    tally = Tally(root_id=options.get("root_id") or task_id, task_id=task_id, refusable=True, agent=checked_name(agent))
+    headers = (options.get("headers") or {}) | {DEPTH_HEADER: 1}
+    options |= {"headers": headers, "task_id": task_id, TALLY: tally}
+
+
 def count(request: Any, options: dict[str, Any]) -> None:
     """Have a message that a task sends counted: change the options of its call.
 
     Raises:
         FanOutExceeded: it would be too deep. (Whether it is one too many is found out in the broker.)
     """
+    options.pop(AGENT, None)  # it belongs to whatever its tree belongs to
     headers = options.get("headers") or {}
     in_body = is_in_body(request)
     if DEPTH_HEADER in headers or options.get("retries") or not (in_body or is_counted(request)):

@@ -89,8 +89,8 @@ class PublishingChannel(kombu_redis.Channel):
             FanOutExceeded: there would be more steps than their tree may have, were as many added as are `wanted`.
         """
         counted = [message.tally for message in messages if message.tally]
-        root_id = counted[0].root_id if counted else ""  # what goes together, one task has sent
-        counting = fanout.counting_arguments(root_id, wanted, [one.task_id for one in counted]) if counted else ""
+        root_id = counted[0].root_id if counted else ""  # what goes together, one task has sent, or one agent
+        counting = fanout.counting_arguments(root_id, wanted, counted) if counted else ""
         # As text: Lua would write a large number as 1e+15.
         args: list[Any] = ["", "", json.dumps([[str(part) for part in command] for command in also]), counting]
         for message in messages:

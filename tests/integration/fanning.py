@@ -125,6 +125,12 @@ def wide(count: int) -> Any:
 
 
 @workflow
+def waiting_long(count: int, path: str) -> Any:
+    """As many, one after the other, when the file `path` is there."""
+    return chain(wait_for_file.si(path), *(add.si(number, 0) for number in range(count - 1)))
+
+
+@workflow
 def spreading(count: int) -> Any:
     return chain(spread.s(count))
 
@@ -190,3 +196,37 @@ def no_canvas() -> Any:
 @task
 def fail_at_once() -> None:
     raise ValueError("at once")
+
+
+#: How many steps each of the shapes below has.
+STEPS_CALLED = {
+    "task": 1,
+    "retried": 1,
+    "ignored": 1,
+    "failing": 1,
+    "replaced": 3,
+    "chain": 3,
+    "group": 3,
+    "chord": 3,
+    "run": 4,
+    "failing run": 4,
+    "no canvas": 1,
+}
+
+
+def called(shape: str) -> Any:
+    """What an agent may call from outside."""
+    shapes = {
+        "task": lambda: add.s(1, 1),
+        "retried": lambda: flaky.s(1),
+        "ignored": lambda: ignored.s(1),
+        "failing": lambda: fail_at_once.s(),
+        "replaced": lambda: hand_over.s(1),
+        "chain": lambda: chain(add.s(1, 1), add.s(1), add.s(1)),
+        "group": lambda: group(add.s(1, 1) for _ in range(3)),
+        "chord": lambda: chord([add.s(1, 1), add.s(2, 2)], total.s()),
+        "run": lambda: wide.s(4),
+        "failing run": lambda: failing_beside.s(3),
+        "no canvas": lambda: no_canvas.s(),
+    }
+    return shapes[shape]()

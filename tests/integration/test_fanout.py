@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import group
+from celery.exceptions import TaskRevokedError
 
 from agentlink.broker import fanout
 from tests.integration import fanning, sample
@@ -47,11 +49,22 @@ def few_in_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     yield from _system(tmp_path_factory, max_steps=IN_ALL)
 
 
+@pytest.fixture(scope="class")
+def few_of_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    yield from _system(tmp_path_factory, max_agent_steps_live=IN_ALL)
+
+
 def _counts(system: System, root_id: str) -> tuple[int, int]:
     """Steps there ever were, and those that have not ended."""
     counts: dict[str, Any] = system.client.hgetall(fanout.tree_key(root_id))  # type: ignore[assignment]
     live = system.client.scard(fanout.tree_key(root_id) + ":live")
     return int(counts.get("steps", 0)), int(counts.get("planned", 0)) + live
+
+
+def _of_agent(system: System, agent: str) -> tuple[int, int]:
+    """The same of all that an agent has called."""
+    counts: dict[str, Any] = system.client.hgetall(fanout.agent_key(agent))  # type: ignore[assignment]
+    return int(counts.get("steps", 0)), int(counts.get("live", 0))
 
 
 def _wait_for_counts(system: System, root_id: str, steps: int) -> None:
@@ -178,6 +191,64 @@ class TestCounts:
         run = getattr(fanning, name).delay(*args)
         run.get(timeout=20, propagate=False)  # what its step sends may fail it
         _wait_for_counts(usual, run.id, steps)
+
+
+class TestTooManyOfAnAgent:
+    def test_runs_that_are_too_many_together_are_refused(self, few_of_agent: System, tmp_path: Path) -> None:
+        """The one that is too large fails; another agent's run, and its own when the first has ended, do not."""
+        go = tmp_path / "go"
+        first = fanning.waiting_long.apply_async((IN_ALL - 5, str(go)), agent="anna")
+        wait_until(lambda: _of_agent(few_of_agent, "anna")[1] == IN_ALL - 5, what="the first to be planned")
+        second = fanning.wide.apply_async((6,), agent="anna")
+        with pytest.raises(FanOutExceeded) as refused:
+            second.get(timeout=20)
+        error = refused.value
+        assert (error.cap, error.agent, error.limit, error.wanted) == ("agent_live", "anna", IN_ALL, IN_ALL + 1)
+        assert fanning.wide.apply_async((6,), agent="bert").get(timeout=20) == sum(range(5))
+        go.touch()
+        first.get(timeout=20)
+        assert fanning.wide.apply_async((6,), agent="anna").get(timeout=20) == sum(range(5))
+
+
+class TestAgents:
+    """What an agent has called is counted together, whichever process it calls from."""
+
+    @pytest.mark.parametrize(
+        "shape",
+        ["task", "retried", "ignored", "failing", "replaced", "chain", "group", "chord", "run", "failing run", "no canvas"],
+    )
+    def test_all_that_it_called_has_ended_when_it_has(self, shape: str, usual: System) -> None:
+        agent = f"of {shape}"
+        fanning.called(shape).apply_async(agent=agent)
+        wait_until(lambda: _of_agent(usual, agent)[0] > 0, what="the call to be counted")
+        wait_until(lambda: _of_agent(usual, agent)[1] == 0, what="all of it to end")
+        _wait_for_the_end(usual)
+        assert _of_agent(usual, agent) == (fanning.STEPS_CALLED[shape], 0)
+        assert usual.client.scard(fanout.agent_key(agent) + ":trees") == 0
+
+    def test_what_is_revoked_has_ended(self, usual: System) -> None:
+        called = sample.add.apply_async((1, 1), agent="revoking", countdown=1)
+        called.revoke()
+        with pytest.raises(TaskRevokedError):
+            called.get(timeout=20)
+        wait_until(lambda: _of_agent(usual, "revoking") == (1, 0), what="its end to be counted")
+
+    def test_a_call_too_many_is_refused_where_it_is_made(
+        self, usual: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """All of a group or nothing; what has ended counts in the cap on all there ever were."""
+        caps = usual.settings.model_copy(update={"max_agent_steps_live": 4, "max_agent_steps": 6})
+        monkeypatch.setattr(fanout, "load", lambda: caps)
+        go = tmp_path / "go"
+        waiting = group(sample.wait_for_file.si(str(go)) for _ in range(3)).apply_async(agent="carl")
+        with pytest.raises(FanOutExceeded, match="agent 'carl' would have 5 steps that have not ended"):
+            group(sample.add.s(1, 1), sample.add.s(1, 1)).apply_async(agent="carl")
+        go.touch()
+        waiting.get(timeout=20)
+        wait_until(lambda: _of_agent(usual, "carl") == (3, 0), what="the first to end")
+        group(sample.add.s(1, 1) for _ in range(3)).apply_async(agent="carl").get(timeout=20)
+        with pytest.raises(FanOutExceeded, match="agent 'carl' would have 7 steps in all, and 6 is the most"):
+            sample.add.apply_async((1, 1), agent="carl")
 
 
 class TestWaiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -40,14 +41,14 @@ def _counts(client: fakeredis.FakeRedis) -> tuple[int, int]:
     return int(counts[0] or 0), int(counts[1] or 0) + int(client.scard(fanout.tree_key(ROOT) + ":live"))
 
 
-def _plan(client: fakeredis.FakeRedis, run_id: str, count: int, within: str = "") -> None:
+def _plan(client: fakeredis.FakeRedis, run_id: str, count: int, within: str = "", root: str = ROOT) -> None:
     last = StepRecord(id=run_id, name="tests.add", place="9", state=StepState.WAITING)
     steps = [
         StepRecord(id=f"{run_id}{within}{n}", name="tests.add", place=str(n), state=StepState.WAITING)
         for n in range(count - 1)
     ]
-    created = store.creation_commands(run_id, "tests.sums", "", None, ROOT)
-    store.record_plan(client, run_id, created, [*steps, last], root_id=ROOT, within=within)
+    created = store.creation_commands(run_id, "tests.sums", "", None, root)
+    store.record_plan(client, run_id, created, [*steps, last], root_id=root, within=within)
 
 
 def _end(client: fakeredis.FakeRedis, run_id: str, task_id: str, state: str, **facts: Any) -> None:
@@ -180,6 +181,119 @@ class TestCounts:
         assert not client.exists(fanout.tree_key(ROOT))
 
 
+class TestAgents:
+    """All that an agent has called is counted together too."""
+
+    def _call(self, client: fakeredis.FakeRedis, *task_ids: str, agent: str | None = "anna", **caps: int) -> Any:
+        """What the counting script says to calls from outside: nothing when they are accepted."""
+        tallies = [Tally(root_id=id_, task_id=id_, refusable=True, agent=agent) for id_ in task_ids]
+        counting = json.loads(fanout.counting_arguments(task_ids[0], len(task_ids), tallies)) | caps
+        script = "local counting = cjson.decode(ARGV[1]) local refused = refusal(counting)"
+        script += " if refused then return refused end count_sent(counting) return false"
+        return client.eval(fanout.COUNTING + script, 0, json.dumps(counting))
+
+    def _of_agent(self, client: fakeredis.FakeRedis, agent: str = "anna") -> tuple[int, int]:
+        counts: Any = client.hmget(fanout.agent_key(agent), "steps", "live")
+        return int(counts[0] or 0), int(counts[1] or 0)
+
+    def _end_run(self, client: fakeredis.FakeRedis, run_id: str, state: str, task: str = sample.sums.name) -> None:
+        request = SimpleNamespace(task=task, root_id=run_id, agentlink_run=run_id, agentlink_depth=1)
+        for command in store.transition_commands(run_id, state, None, None, request):
+            client.execute_command(*command)
+
+    def test_what_an_agent_calls_is_a_tree_that_counts(self) -> None:
+        options = {"agent": "anna", "headers": {"mine": 1}, "task_id": "t"}
+        fanout.count_call(options)
+        tally = Tally(root_id="t", task_id="t", refusable=True, agent="anna")
+        assert options == {"headers": {"mine": 1, DEPTH_HEADER: 1}, "task_id": "t", TALLY: tally}
+
+    def test_the_settings_may_name_the_agent_and_a_call_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fanout, "load", lambda: load().model_copy(update={"agent": "anna"}))
+        for named, expected in (({}, "anna"), ({"agent": "bert"}, "bert")):
+            options: dict[str, Any] = dict(named)
+            fanout.count_call(options)
+            assert options[TALLY].agent == expected
+
+    def test_without_an_agent_nothing_is_counted(self) -> None:
+        options: dict[str, Any] = {}
+        fanout.count_call(options)
+        assert options == {}
+
+    @pytest.mark.parametrize("name", ["", " ", " anna", "a\nb", "a" * 101, 7])
+    def test_a_name_that_is_none_is_refused(self, name: Any) -> None:
+        with pytest.raises(ValueError, match="want a name of 1 to 100 printable characters"):
+            fanout.count_call({"agent": name})
+
+    def test_in_a_task_its_own_tree_says_whose_it_is(self) -> None:
+        request = _request()
+        with fanout.body(request):
+            assert _sent(request, agent="bert")[TALLY].agent is None
+
+    def test_runs_of_an_agent_are_counted_together(self, client: fakeredis.FakeRedis) -> None:
+        for run_id in ("one", "two"):
+            assert self._call(client, run_id) is None
+            _plan(client, run_id, 4, root=run_id)
+        assert self._of_agent(client) == (8, 8)
+        self._end_run(client, "one", "FAILURE")
+        assert self._of_agent(client) == (8, 4)
+        assert client.smembers(fanout.agent_key("anna") + ":trees") == {fanout.tree_key("two")}
+        self._end_run(client, "two", "SUCCESS")
+        assert self._of_agent(client) == (8, 0)
+        assert 0 < client.ttl(fanout.agent_key("anna")) <= 2 * load().keep_results_s
+
+    def test_a_run_without_a_canvas_and_a_task_outside_any_run_end(self, client: fakeredis.FakeRedis) -> None:
+        self._call(client, "run")
+        for command in store.creation_commands("run", "tests.sums", "", None):
+            client.execute_command(*command)
+        self._call(client, "task")
+        assert self._of_agent(client) == (2, 2)
+        self._end_run(client, "run", "SUCCESS")
+        self._end_run(client, "task", "SUCCESS", task="tests.add")
+        assert self._of_agent(client) == (2, 0)
+
+    def test_what_is_too_much_is_refused_and_another_agent_is_not_touched(self, client: fakeredis.FakeRedis) -> None:
+        caps = {"max_agent_live": 3, "max_agent_steps": 5}
+        assert self._call(client, "a", "b", "c", **caps) is None
+        assert self._call(client, "d", **caps) == ["agent_live", 4, "agentlink:agent:anna"]
+        assert self._call(client, "e", agent="bert", **caps) is None
+        assert self._call(client, "f", agent=None, **caps) is None
+        for task_id in ("a", "b", "c"):
+            self._end_run(client, task_id, "SUCCESS", task="tests.add")
+        assert self._call(client, "g", "h", **caps) is None
+        assert self._call(client, "i", **caps) == ["agent_steps", 6, "agentlink:agent:anna"]
+        assert self._of_agent(client) == (5, 2)
+
+    def test_steps_of_a_run_are_refused_by_the_cap_of_its_agent(
+        self, client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limits = load().model_copy(update={"max_agent_steps_live": 5})
+        monkeypatch.setattr(fanout, "load", lambda: limits)
+        self._call(client, ROOT)
+        _plan(client, ROOT, 4)
+        with pytest.raises(FanOutExceeded) as refused:
+            _plan(client, "child", 2)
+        error = refused.value
+        assert (error.run_id, error.cap, error.limit, error.wanted, error.agent) == (ROOT, "agent_live", 5, 6, "anna")
+        assert self._of_agent(client) == (4, 4)
+
+    def test_what_was_forgotten_before_it_ended_does_not_count_for_ever(self, client: fakeredis.FakeRedis) -> None:
+        assert self._call(client, "a", "b", max_agent_live=3) is None
+        client.delete(fanout.tree_key("a"), fanout.tree_key("a") + ":live")
+        assert self._of_agent(client) == (2, 2)
+        assert self._call(client, "c", "d", max_agent_live=3) is None
+        assert self._of_agent(client) == (4, 3)
+
+    def test_a_group_is_gathered_up_to_the_cap_of_its_agent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fanout, "load", lambda: load().model_copy(update={"max_agent_steps_live": 2}))
+        bundle = Bundle()
+        tally = Tally(root_id="t", task_id="t", refusable=True, agent="anna")
+        message = Outgoing(key="cpu", message="", due_ms="", wake="", tally=tally)
+        bundle.add(message)
+        bundle.add(message)
+        with pytest.raises(FanOutExceeded, match="agent 'anna' would have 3 steps that have not ended, and 2 is"):
+            bundle.add(message)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -188,6 +302,11 @@ class TestCounts:
             ["run r", "6 steps that have not ended", "5 is", "AGENTLINK_MAX_STEPS_LIVE"],
         ),
         (FanOutExceeded("r", "steps", 5, 6), ["6 steps in all", "AGENTLINK_MAX_STEPS"]),
+        (
+            FanOutExceeded("r", "agent_live", 5, 6, "anna"),
+            ["agent 'anna'", "6 steps that have not ended", "wait until", "AGENTLINK_MAX_AGENT_STEPS_LIVE"],
+        ),
+        (FanOutExceeded("r", "agent_steps", 5, 6, "anna"), ["6 steps in all", "AGENTLINK_MAX_AGENT_STEPS"]),
         (FanOutExceeded("r", "depth", 5, 6), ["6 deep", "self.replace(...)", "AGENTLINK_MAX_DEPTH"]),
         (WaitsForSteps("tests.parent", "c"), ["tests.parent", "result of c", "self.replace(", "chord"]),
     ],

@@ -8,8 +8,9 @@
 --   ARGV[3i+2]   message i          (the first message is at ARGV[5])
 --   ARGV[3i+3]   '' to queue it now; else the server's time, in ms, at which it is due
 --   ARGV[3i+4]   the channel on which workers listen for news of its queue
--- Returns 1 when queued, 0 when it came too late, and {cap, how many there would be} when there are too many. A server that was stopped runs what lies in its sockets when it is
--- continued: without the deadline, calls that had failed for their callers would run then.
+-- Returns 1 when queued, 0 when it came too late, and what `refusal` says when there are too many. A server that was
+-- stopped runs what lies in its sockets when it is continued: without the deadline, calls that had failed for their
+-- callers would run then.
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 if ARGV[1] ~= '' and now_ms > tonumber(ARGV[1]) then

@@ -1,10 +1,11 @@
 """A pool of processes is not stopped in the middle of an answer that one of them has given.
 
-SIGQUIT stops the pool inside Celery's signal handler, wherever the main process is then. Had it read an answer, and not yet
-noted what it says, the pool would wait for that answer for ever. So a stop that comes there is made right after.
+SIGQUIT stops the pool inside Celery's signal handler, wherever the main process is then. Had it read an answer, and not
+yet noted what it says, the pool would wait for that answer until it takes the process for lost. So a stop that comes
+there is made right after.
 
-Of Celery 5.7's `AsynPool`, held by a contract test: its `_result_handler._recv_message`, a generator that reads one answer
-and has it noted.
+Of Celery 5.7's `AsynPool`, held by a contract test: its `_result_handler._recv_message`, a generator that reads one
+answer and has it noted.
 """
 
 from __future__ import annotations

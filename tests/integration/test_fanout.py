@@ -215,7 +215,7 @@ class TestAgents:
 
     @pytest.mark.parametrize(
         "shape",
-        ["task", "retried", "ignored", "failing", "replaced", "chain", "group", "chord", "run", "failing run", "no canvas"],
+        fanning.STEPS_CALLED,
     )
     def test_all_that_it_called_has_ended_when_it_has(self, shape: str, usual: System) -> None:
         agent = f"of {shape}"

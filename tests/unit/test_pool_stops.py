@@ -80,8 +80,7 @@ class TestWholeAnswers:
             done.append(f"{name} noted")
 
         answers = WholeAnswers(receive, lambda: done.append("stop"))
-        for _ in answers.receive("one"):
-            done.append("elsewhere")
+        done.extend("elsewhere" for _ in answers.receive("one"))
         assert done == ["one half", "stop", "elsewhere", "one noted", "stop"]
         answers.stop()
         assert done[-2:] == ["stop", "stop"]

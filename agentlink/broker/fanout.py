@@ -3,9 +3,9 @@
 All that one call from outside leads to is one tree: the steps its run has planned, the tasks and runs that its steps
 start, theirs in turn. Celery gives each of them the same root id; a hash and a set in the broker count them. Where an
 agent has made the call, all its trees are counted together too. They are written in the scripts that queue messages,
-record a canvas or store a result: counting costs no round trip. What is too much is refused in the same scripts, so that
-steps which ask at the same time can't overshoot a cap together; only what comes next in canvases that were accepted goes
-beyond it.
+record a canvas or store a result: counting costs no round trip. What is too much is refused in the same scripts, so
+that steps which ask at the same time can't overshoot a cap together; only what comes next in canvases that were
+accepted goes beyond it.
 """
 
 from __future__ import annotations

@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     max_agent_steps_live: Count = Field(default=50_000, ge=1, le=100_000_000)
     # After the first Ctrl-C, how long running tasks get before they are killed and go back to the queue.
     stop_grace_s: Annotated[float, _duration("0s", "1d")] = Field(default=60.0, alias="stop_grace")
+    # After its run was cancelled, how long a running task may take to end before it is killed.
+    cancel_grace_s: Annotated[float, _duration("0s", "1h")] = Field(default=5.0, alias="cancel_grace")
     # How long results, and runs that have ended, are kept.
     keep_results_s: Annotated[float, _duration("1s", "3650d")] = Field(default=7 * 86400.0, alias="keep_results")
     # A larger result (as JSON) is kept in a file, and the broker keeps a reference of some hundred bytes.
@@ -132,7 +134,7 @@ class Settings(BaseSettings):
     # Where those files are: a folder, or any address that fsspec knows (s3://bucket/folder); by default below `home`.
     storage: str | None = Field(default=None, repr=False)  # it may hold a password
     # The most runs listed; older ones are forgotten first.
-    keep_runs: Count = Field(default=10_000, ge=1, le=10_000_000)
+    keep_runs: Count = Field(default=100_000, ge=1, le=10_000_000)
 
     # The guard: on or off, and off for these resources only (of RESOURCES). With a dry run it only says what it would
     # do.

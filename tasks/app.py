@@ -12,7 +12,7 @@ import click
 from celery import signals
 
 from agentlink import up
-from agentlink.broker import along, revoked, sweep_step
+from agentlink.broker import along, cancelled, revoked, sweep_step
 from agentlink.broker import celery_step as lease_step
 from agentlink.broker.guard_watch import GuardWatch
 from agentlink.broker.profiles import Profiles
@@ -20,6 +20,7 @@ from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
 from resource_guard import celery_step as guard_step
+from tasks import soft_signal
 from tasks.base import App, BaseTask, task_options
 
 
@@ -51,6 +52,8 @@ lease_step.install(app)
 along.install(app)
 revoked.install(app)
 sweep_step.install(app)
+cancelled.install(app)
+soft_signal.install()
 app.config_from_object("celeryconfig")
 
 

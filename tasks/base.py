@@ -14,11 +14,12 @@ from typing import Any
 
 import redis
 from celery import Celery, Task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import LimitExceeded, OperationalError
 
 from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
+from agentlink.broker.cancelled import was_cancelled
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
 from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
@@ -53,6 +54,9 @@ class BaseTask(Task):
     #: CPU cores one call keeps busy; None: not known.
     cpu_cores: float | None = None
 
+    #: The task that undoes what a call has done, given its result, when its run fails.
+    undo: Task | None = None
+
     #: How many times a call may begin, whatever ended the attempt before: an error in `retry_for`, a `self.retry()`, or
     #: the death of its process. After the last, the error is the task's failure, and a death makes it a dead letter.
     #: Three: two deaths can be bad luck (the kernel was short of memory, somebody killed the wrong one), three are not.
@@ -77,15 +81,22 @@ class BaseTask(Task):
         if request.called_directly or request.is_eager:
             return super().__call__(*args, **kwargs)
         outcome = self._begin(request)
-        if outcome in ("claimed", "superseded"):
-            logger.info("task %s is not run here: another worker has it", request.id)
+        if outcome in ("claimed", "superseded", "withdrawn"):
+            why = "its run has ended" if outcome == "withdrawn" else "another worker has it"
+            logger.info("task %s is not run here: %s", request.id, why)
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
-        with fanout.body(request):
-            if (allowed := getattr(request, CAP_HEADER, None)) is None:
-                return self.run(*args, **kwargs)
-            return self._run_capped(allowed, args, kwargs)
+        try:
+            with fanout.body(request):
+                if (allowed := getattr(request, CAP_HEADER, None)) is None:
+                    return self.run(*args, **kwargs)
+                return self._run_capped(allowed, args, kwargs)
+        except SoftTimeLimitExceeded:
+            if not self.backend.patiently(was_cancelled, self.backend.client, request):
+                raise
+            self.backend.mark_as_revoked(request.id, "its run was cancelled", request=request)
+            raise Ignore from None
 
     def _run_capped(self, allowed: tuple[int, int | None], args: Any, kwargs: Any) -> Any:
         """Run the body with so much memory at most; what wants more is tried with the next size, or has failed."""
@@ -152,6 +163,8 @@ class BaseTask(Task):
         """The stored result, for those that come after it if they have not been told."""
         meta = self.backend.patiently(self.backend.get_task_meta, request.id)
         logger.info("task %s has succeeded before; its result stands", request.id)
+        if getattr(request, "agentlink_replay", None):
+            return meta["result"]  # all that comes after it is to be told again
         if (request.chain or request.callbacks) and not meta.get("children"):
             return meta["result"]
         if request.chord:

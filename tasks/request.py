@@ -37,6 +37,8 @@ class Request(CeleryRequest):
 
     #: Set by the guard before it ends the task's process.
     ended: Ended | None = None
+    #: When its process is killed (`time.monotonic()`): it was asked to end, because its run was cancelled.
+    kill_at: float | None = None
     #: Set by the guard's gate as it starts the task: called when that has ended, whichever way.
     on_end: Callable[[Any, Used | None], None] | None = None
     #: Set by the gate too, for one that is to follow another: called when its process came to it too late.
@@ -147,6 +149,18 @@ class Request(CeleryRequest):
         state.task_ready(self, successful=False)
         self.acknowledge()
 
+    def _end_cancelled(self) -> None:
+        """Its run was cancelled, and its process killed since it did not end when it was asked to."""
+        try:
+            self.task.backend.mark_as_revoked(self.id, "its run was cancelled", request=Context(self.request_dict))
+        except redis.RedisError:  # the message goes back, and is refused when it is taken again
+            logger.exception("that task %s was cancelled can't be stored now", self.id)
+            self.give_back()
+            return
+        self.send_event("task-revoked", terminated=True, signum=None, expired=False)
+        state.task_ready(self, successful=False)
+        self.acknowledge()
+
     def give_back(self) -> None:
         """Return its message to the head of its queue: it was not started."""
         state.task_ready(self, successful=False)
@@ -173,6 +187,9 @@ class Request(CeleryRequest):
         if isinstance(error, Reject) and isinstance(error.reason, MemoryLimitExceeded):
             return self._run_with_more(error.reason)
         died = isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt))
+        if died and self.kill_at is not None and not state.should_terminate:
+            self._end_cancelled()
+            return None
         if died and self.ended is not None and self._end_as_told(self.ended):
             return None
         if died and not self._already_cancelled and not self._already_revoked and self._begin_again(error):

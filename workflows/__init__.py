@@ -1,20 +1,26 @@
 """Workflows: `@workflow`, the handle of a run, and the workflows that ship with AgentLink."""
 
 from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
+from tasks.app import app
+from workflows import errands
 from workflows.base import workflow
-from workflows.errors import CallRefused, RunUnknown, WorkflowError
+from workflows.compensation import compensate
+from workflows.errors import CallRefused, CanvasChanged, ResumeRefused, RunNotEnded, RunUnknown, WorkflowError
 from workflows.research import research
 from workflows.run import Progress, WorkflowRun
 from workflows.states import RunState, StepState
+from workflows.steering import resume_all
 from workflows.store import RunRecord, StepRecord
 
 __all__ = [
     # shipped
+    "compensate",
     "research",
     # to write and to follow
     "workflow",
     "WorkflowRun",
     "Progress",
+    "resume_all",
     # what is known of a run
     "RunRecord",
     "RunState",
@@ -22,8 +28,13 @@ __all__ = [
     "StepState",
     # errors
     "CallRefused",
+    "CanvasChanged",
     "FanOutExceeded",
+    "ResumeRefused",
+    "RunNotEnded",
     "RunUnknown",
     "WaitsForSteps",
     "WorkflowError",
 ]
+
+errands.install(app)

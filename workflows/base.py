@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
+from uuid import NAMESPACE_OID, uuid5
 
 from celery.canvas import Signature
+from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
 from agentlink.broker import dead_letters, fanout, sweep_step
-from agentlink.broker.calls import ALSO
+from agentlink.broker.calls import ALSO, ONCE
+from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.results import ResultBackend
+from agentlink.settings import load
+from agentlink.units import checked_name
 from tasks.app import app
 from tasks.base import BaseTask
-from workflows import store
+from workflows import steering, store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
-from workflows.store import PLACE_HEADER, RUN_HEADER
+from workflows.states import RunState
+from workflows.store import PLACE_HEADER, REPLAY_HEADER
 
 Prepare = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
 Show = Callable[[Any], str]
 
+OnError = Literal["stop", "finish"]
+
 _ARGUMENT_MAX_CHARS = 200
+#: The options of a call with which its run is built again when it is resumed.
+_KEPT_OPTIONS = ("queue", "priority", "routing_key", "exchange")
 
 
 class WorkflowTask(BaseTask):
@@ -35,6 +45,12 @@ class WorkflowTask(BaseTask):
     builds_canvas = True
     #: Checks and completes a call's arguments where the call is made.
     prepare: Prepare | None = None
+    #: What the final failure of a step means: `stop`, the run has failed and nothing more begins; `finish`, first those
+    #: steps end that can.
+    on_error: OnError = "stop"
+    #: A workflow that is started with a failed run's id and failure; and whether completed steps are undone.
+    failure_workflow: WorkflowTask | None = None
+    undoes = False
 
     def show(self, result: Any) -> str:
         """A result as Markdown for people; JSON unless the workflow says otherwise."""
@@ -56,24 +72,48 @@ class WorkflowTask(BaseTask):
         args: tuple[Any, ...] | list[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
         task_id: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        tags: Sequence[str] = (),
         **options: Any,
     ) -> WorkflowRun:
-        """Start a run with Celery's call options; see `delay`."""
+        """Start a run with Celery's call options; see `delay`.
+
+        Called again with the same `idempotency_key`, for as long as results are kept, it is the same run. `tags` are
+        words by which runs are told apart; `agent` is the name of the agent it is called for.
+        """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         headers = options.get("headers") or {}
         if PLACE_HEADER not in headers:  # a step's arguments are looked at where it runs: its failure is its own
             args, kwargs = self.prepared(args, kwargs)
-        run_id = task_id or uuid()
-        sender = app.current_worker_task
-        options[ALSO] = store.creation_commands(
-            run_id,
-            self.name,
-            show_arguments(args, kwargs),
-            parent_of(run_id, headers),
-            sender and sender.request.root_id,
-        )
+        run_id = task_id or (uuid() if idempotency_key is None else keyed_id(self.name, idempotency_key))
+        if idempotency_key is not None:
+            options[ONCE] = (f"agentlink:once:{run_id}", int(load().keep_results_s * 1000))
+        facts = {
+            "call": dumps([args, kwargs, {name: options[name] for name in _KEPT_OPTIONS if options.get(name)}]),
+            "finishes": int(self.on_error == "finish"),
+            "compensates": int(self.failure_workflow is not None or self.undoes),
+        }
+        if agent := options.get("agent", load().agent):
+            facts["agent"] = agent
+        if tags:
+            facts["tags"] = dumps([checked_name(tag) for tag in tags])
+        options[ALSO] = [
+            *store.creation_commands(
+                run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers), *self._began_in(), **facts
+            ),
+            *options.pop(ALSO, ()),
+        ]
         run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
         return run
+
+    @staticmethod
+    def _began_in() -> tuple[str | None, str | None]:
+        """What all began with, and the run of the step, where a step calls."""
+        sender = app.current_worker_task
+        if sender is None:
+            return None, None
+        return sender.request.root_id, getattr(sender.request, RUN_HEADER, None) or sender.request.id
 
     def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Check a call's arguments and complete them.
@@ -100,7 +140,14 @@ class WorkflowTask(BaseTask):
 def workflow(build: Callable[..., Any], /) -> WorkflowTask: ...
 @overload
 def workflow(
-    *, prepare: Prepare | None = None, show: Show | None = None, name: str | None = None, **options: Any
+    *,
+    prepare: Prepare | None = None,
+    show: Show | None = None,
+    name: str | None = None,
+    on_error: OnError = "stop",
+    on_failure: WorkflowTask | None = None,
+    undo: bool = False,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], WorkflowTask]: ...
 def workflow(
     build: Callable[..., Any] | None = None,
@@ -109,6 +156,9 @@ def workflow(
     prepare: Prepare | None = None,
     show: Show | None = None,
     name: str | None = None,
+    on_error: OnError = "stop",
+    on_failure: WorkflowTask | None = None,
+    undo: bool = False,
     **options: Any,
 ) -> WorkflowTask | Callable[[Callable[..., Any]], WorkflowTask]:
     """Make a function that returns a canvas a workflow: `f.delay(...)` starts a run of it.
@@ -117,7 +167,17 @@ def workflow(
     anything but a canvas, that is the run's result. `prepare(*args, **kwargs) -> (args, kwargs)` runs in the caller's
     process first: it may refuse the call, or turn what only makes sense there (a relative path) into what makes sense
     anywhere. `show(result) -> Markdown` is how a person sees the result. The other options are Celery's.
+
+    A step that fails for good ends the run: with `on_error="stop"` at once, and what has not begun never does; with
+    `"finish"` when the steps have ended that need not wait for it. Then, with `undo`, the steps that had succeeded are
+    undone, newest first, by the tasks their own `@task(undo=...)` names, which get a step's result; and the workflow
+    `on_failure` is started with the run's id and its failure (a dictionary: step, place, attempts, type, message …).
+
+    Raises:
+        ValueError: an option makes no sense; it says what would.
     """
+    if on_error not in get_args(OnError):
+        raise ValueError(f"want on_error to be one of {', '.join(get_args(OnError))}, got {on_error!r}")
 
     def decorate(function: Callable[..., Any]) -> WorkflowTask:
         @wraps(function)
@@ -134,23 +194,24 @@ def workflow(
             headers = {PLACE_HEADER: place, RUN_HEADER: getattr(request, RUN_HEADER, None)}
             parent_id = parent_of(request.id, headers)
             created = store.creation_commands(
-                request.id, self.name, show_arguments(args, kwargs), parent_id, request.root_id
+                request.id,
+                self.name,
+                show_arguments(args, kwargs),
+                parent_id,
+                request.root_id,
+                state=RunState.RUNNING,
             )
             # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
             within = place if place is not None and parent_id is None else ""
-            canvas, steps = plan(canvas, request.id, app, within, fanout.depth_of(request), request.root_id)
-            self.backend.patiently(
-                partial(
-                    store.record_plan,
-                    self.backend.client,
-                    request.id,
-                    created,
-                    steps,
-                    root_id=request.root_id,
-                    within=within,
-                )
+            replay = getattr(request, REPLAY_HEADER, None) or 0
+            client, patiently = self.backend.client, self.backend.patiently
+            overrides = patiently(store.read_overrides, client, request.id) if replay else {}
+            planned = plan(
+                canvas, request.id, app, within, fanout.depth_of(request), request.root_id, replay, overrides
             )
-            raise self.replace(canvas)
+            record = partial(store.record_plan, root_id=request.root_id, within=within, graph=planned.graph)
+            patiently(record, client, request.id, created, planned.steps)
+            raise self.replace(planned.canvas)
 
         task: WorkflowTask = app.task(
             start,
@@ -159,12 +220,20 @@ def workflow(
             name=name or f"{function.__module__}.{function.__qualname__}",
             prepare=staticmethod(prepare) if prepare else None,
             build=staticmethod(function),
+            on_error=on_error,
+            failure_workflow=on_failure,
+            undoes=undo,
             **({"show": staticmethod(show)} if show else {}),
             **options,
         )
         return task
 
     return decorate(build) if build is not None else decorate
+
+
+def keyed_id(workflow: str, key: str) -> str:
+    """The id of the run that was or will be called with a key."""
+    return str(uuid5(NAMESPACE_OID, f"{workflow}/{key}"))
 
 
 def parent_of(run_id: str, headers: dict[str, Any]) -> str | None:
@@ -187,5 +256,5 @@ def _readable(value: Any) -> str:
 
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)
-    dead_letters.reopeners.append(store.reopen_commands)
+    dead_letters.resumers.append(steering.resume_for)
     sweep_step.lookups.append(store.which_go_on)

@@ -31,6 +31,49 @@ class RunUnknown(WorkflowError):
         return f"no run {self.run_id} is known: it never was, or it ended longer ago than keep_results"
 
 
+class RunNotEnded(WorkflowError):
+    """A run can't be resumed yet: it goes on, or one of its steps does."""
+
+    def __init__(self, run_id: str, what: str) -> None:
+        super().__init__(run_id, what)
+        self.run_id, self.what = run_id, what
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} can't be resumed now: {self.what}"
+
+
+class ResumeRefused(WorkflowError):
+    """A run can't be resumed as it was asked for."""
+
+    def __init__(self, run_id: str, why: str) -> None:
+        super().__init__(run_id, why)
+        self.run_id, self.why = run_id, why
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} can't be resumed so: {self.why}"
+
+
+class CanvasChanged(WorkflowError):
+    """A workflow function has built another canvas for a run than it did before; it must build the same each time.
+
+    `place` is the first at which they differ; `was` and `now` are the tasks there, None for no step.
+    """
+
+    def __init__(self, run_id: str, place: str, was: str | None, now: str | None) -> None:
+        super().__init__(run_id, place, was, now)
+        self.run_id, self.place, self.was, self.now = run_id, place, was, now
+
+    def __str__(self) -> str:
+        if self.was == self.now:
+            how = "they are nested in another way"
+        else:
+            how = f"at place {self.place} there was {self.was or 'no step'}, and now there is {self.now or 'none'}"
+        return (
+            f"the canvas of run {self.run_id} is not the one that was built before: {how}. A workflow function must "
+            "build the same each time it gets the same arguments; what changes (time, chance, files) belongs into steps"
+        )
+
+
 class CanvasUnusable(WorkflowError):
     """What a workflow function returned can't be run."""
 

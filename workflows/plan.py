@@ -7,27 +7,49 @@ own id (`Task.replace` sees to that), which is how the id that `delay()` returne
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery
 from celery.canvas import Signature, _chain, _chord, chunks, group, maybe_signature
+from celery.utils.functional import maybe_list
 
+from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import DEPTH_HEADER, checked_depth
 from workflows.errors import CanvasUnusable
+from workflows.graph import children, notation
 from workflows.states import StepState
-from workflows.store import PLACE_HEADER, RUN_HEADER, StepRecord
+from workflows.store import PLACE_HEADER, REPLAY_HEADER, StepRecord
 
 Place = tuple[int, ...]
 
 
-def plan(
-    canvas: Signature, run_id: str, app: Celery, within: str = "", depth: int = 1, root_id: str | None = None
-) -> tuple[Signature, list[StepRecord]]:
-    """The canvas, ready to replace the task that built it, and the steps it consists of.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A canvas, ready to replace the task that built it; the steps it consists of, and how they hang together."""
 
-    `within` is the place of that task where it was a step itself, and its run's last one: its steps come below. Its run
-    is `depth` deep in what began with the run `root_id`; a workflow among its steps is one deeper, unless it is the
-    last step: then the same run goes on.
+    canvas: Signature
+    steps: list[StepRecord]
+    graph: str
+
+
+def plan(
+    canvas: Signature,
+    run_id: str,
+    app: Celery,
+    within: str = "",
+    depth: int = 1,
+    root_id: str | None = None,
+    replay: int = 0,
+    overrides: Mapping[str, tuple[list[Any], dict[str, Any]]] | None = None,
+) -> Plan:
+    """Give every step its id and its place.
+
+    `within` is the place of the task that has built the canvas where that was a step itself, and its run's last one:
+    its steps come below. Its run is `depth` deep in what began with the run `root_id`; a workflow among its steps is
+    one deeper, unless it is the last step: then the same run goes on. `replay` tells how often the run was resumed,
+    `overrides` are arguments for steps, by their ids, in place of those they have in the canvas.
 
     Raises:
         CanvasUnusable: there is no step in it that could answer for the run.
@@ -46,9 +68,33 @@ def plan(
         below = leaf is not last and getattr(app.tasks.get(leaf.task), "builds_canvas", False)
         step_depth = checked_depth(root_id or run_id, depth + 1) if below else depth
         headers = {PLACE_HEADER: place, RUN_HEADER: run_id, DEPTH_HEADER: step_depth}
+        if replay:
+            headers[REPLAY_HEADER] = replay
+        if overrides and step_id in overrides:
+            leaf.args, leaf.kwargs = overrides[step_id]
+        _fix_callbacks(leaf, step_id, replay, app)
         leaf.options["headers"] = (leaf.options.get("headers") or {}) | headers
         steps.append(StepRecord(id=step_id, name=leaf.task, place=place, state=StepState.WAITING))
-    return canvas, steps
+    return Plan(canvas=canvas, steps=steps, graph=notation(canvas))
+
+
+def _fix_callbacks(leaf: Signature, step_id: str, replay: int, app: Celery) -> None:
+    """What is linked to a step gets the same id each time too, or a canvas that is built twice would do it twice.
+
+    A step that fails again when its run is resumed tells so again.
+    """
+    for option, what in (("link", step_id), ("link_error", f"{step_id}/{replay}")):
+        if callbacks := maybe_list(leaf.options.get(option)):
+            leaf.options[option] = [
+                _with_id(maybe_signature(callback, app=app), f"{what}/{option}/{number}")
+                for number, callback in enumerate(callbacks)
+            ]
+
+
+def _with_id(callback: Signature, what: str) -> Signature:
+    if isinstance(callback, (_chain, _chord, group)):
+        return callback  # its parts have ids of their own
+    return callback.clone(task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, what)))
 
 
 def _own(node: Signature, app: Celery) -> Signature:
@@ -81,16 +127,10 @@ def _with_one_last_step(node: Signature, app: Celery) -> Signature:
 
 def _leaves(node: Signature, place: Place) -> Iterator[tuple[Signature, Place]]:
     if isinstance(node, (_chain, _chord, group)):
-        for index, child in enumerate(_children(node)):
+        for index, child in enumerate(children(node)):
             yield from _leaves(child, (*place, index))
     else:
         yield node, place
-
-
-def _children(node: Signature) -> list[Signature]:
-    if not isinstance(node, _chord):
-        return list(node.tasks)
-    return [*(node.tasks.tasks if isinstance(node.tasks, group) else node.tasks), node.body]
 
 
 def _last(node: Signature) -> Signature:

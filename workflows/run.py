@@ -8,7 +8,7 @@ from typing import Any
 from celery.result import AsyncResult
 
 from tasks.app import app
-from workflows import store
+from workflows import steering, store
 from workflows.states import TERMINAL_RUN_STATES, RunState
 from workflows.store import RunRecord, StepRecord
 
@@ -60,6 +60,32 @@ class WorkflowRun(AsyncResult):
         """
         record = self.record()
         return Progress(state=record.state, steps_done=record.steps_done, steps_total=record.steps_total)
+
+    def cancel(self, reason: str = "") -> bool:
+        """End the run, and the runs below it: nothing more of it begins; running steps get a soft signal, then a kill.
+
+        False when it had ended already.
+
+        Raises:
+            RunUnknown: it never was, or it ended longer ago than results are kept.
+        """
+        return steering.cancel(self.backend.client, self.id, reason)
+
+    def resume(
+        self, *, from_step: str | None = None, with_args: steering.Arguments | None = None, timeout_s: float = 30.0
+    ) -> WorkflowRun:
+        """Go on with a run that has failed or was cancelled; see `workflows.steering.resume`. Returns the run itself.
+
+        Raises:
+            RunUnknown: it never was, or it ended longer ago than results are kept.
+            RunNotEnded: it goes on, or one of its steps does.
+            ResumeRefused: the step is not there, or it is a step of another run, which is to be resumed.
+        """
+        steering.resume(self.backend.client, self.id, from_step=from_step, with_args=with_args, timeout_s=timeout_s)
+        # What was known of its result is no longer so, here and in the backend.
+        self.backend._cache.pop(self.id, None)
+        super().__init__(self.id, self.backend, app=self.app)
+        return self
 
     def steps(self) -> list[StepRecord]:
         """The run's steps in the order of their places in the canvas; empty until a worker has built it."""

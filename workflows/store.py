@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,14 +17,17 @@ from importlib import resources
 from typing import Any
 
 import redis
+from kombu.utils.json import loads
 
 from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Command
-from agentlink.broker.dead_letters import DeadLetter
+from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
+from agentlink.broker.results import ASK
 from agentlink.settings import load
 from tasks.app import app
-from workflows.errors import RunUnknown
+from workflows.errors import CanvasChanged, ResumeRefused, RunUnknown
+from workflows.graph import Node, parse
 from workflows.states import (
     RUN_STATE_OF_CELERY,
     RUN_TRANSITIONS,
@@ -37,17 +41,42 @@ from workflows.states import (
 
 #: All runs, by the time they were called. The one key here without a TTL: it is trimmed with each new run.
 INDEX_KEY = "agentlink:runs"
+#: What workers are to do for runs, by when (seconds since 1970): a word and a run's id each.
+ERRANDS_KEY = "agentlink:errands"
 
-#: The message headers that tell a step its place in the canvas and its run; Celery carries them along to the request.
+#: The message headers that tell a step its place in the canvas, and how often its run has been resumed; Celery carries
+#: them along to the request.
 PLACE_HEADER = "agentlink_place"
-RUN_HEADER = "agentlink_run"
+REPLAY_HEADER = "agentlink_replay"
 
-_TRANSITION = COUNTING + resources.files(__package__).joinpath("transition.lua").read_text()
-_RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
+
+def script(name: str) -> str:
+    """The source of one of the scripts here."""
+    return resources.files(__package__).joinpath(name).read_text()
+
+
+#: Lua that stands before the scripts that move steps or end runs.
+ENDING = COUNTING + script("ending.lua")
+_TRANSITION = ENDING + script("transition.lua")
+_MAY_START = ENDING + script("may_start.lua")
+#: Celery fails what comes after a failed task, a while later. A run that has been resumed meanwhile has nothing to do
+#: with it.
+_STALE = """
+local run = redis.call('HMGET', KEYS[1], 'state', 'replay', 'failure')
+if run[2] and not run[3] and (run[1] == 'QUEUED' or run[1] == 'RUNNING') then return 'stale' end
+return nil
+"""
+_RESERVE = COUNTING + script("reserve.lua")
 _SET_TOTAL = "redis.call('HSET', KEYS[1], 'steps_total', redis.call('HLEN', KEYS[2]))"
-_REOPEN = resources.files(__package__).joinpath("reopen.lua").read_text()
+#: What Celery stores of a task that was revoked, of one whose run has ended before it began.
+_WITHDRAWN = {"exc_type": "TaskRevokedError", "exc_message": ["its run has ended"], "exc_module": "celery.exceptions"}
 _ARGUMENTS_MAX_CHARS = 2_000
 _ERROR_MAX_CHARS = 20_000
+#: What of a run's hash is its record; it also has its call, which may be large, and its graphs.
+_RUN_FIELDS = (
+    *("workflow", "arguments", "state", "called_at", "started_at", "ended_at", "steps_total", "steps_done"),
+    *("parent_id", "failure", "root_id", "agent", "tags"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +94,10 @@ class RunRecord:
     steps_done: int
     parent_id: str | None
     failure: Mapping[str, Any] | None
+    root_id: str
+    #: The agent in whose name it was called, and what its caller has marked it with.
+    agent: str | None
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +116,20 @@ class StepRecord:
     ended_at: float | None = None
     error: str | None = None
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Its place in numbers; empty for what nothing has planned."""
+        return tuple(map(int, self.place.split("."))) if self.place else ()
+
 
 def run_key(run_id: str) -> str:
     """The key of a run's hash."""
     return f"agentlink:run:{run_id}"
+
+
+def goes_on_ttl_s() -> int:
+    """How long a run that goes on is kept: it must not vanish in days, so this only bounds what never ends."""
+    return int(2 * load().keep_results_s)
 
 
 def steps_key(run_id: str) -> str:
@@ -94,31 +137,48 @@ def steps_key(run_id: str) -> str:
     return f"{run_key(run_id)}:steps"
 
 
+def below_key(run_id: str) -> str:
+    """The key of the runs that a run's steps are or have started."""
+    return f"{run_key(run_id)}:below"
+
+
 def creation_commands(
-    run_id: str, workflow: str, arguments: str, parent_id: str | None, root_id: str | None = None
+    run_id: str,
+    workflow: str,
+    arguments: str,
+    parent_id: str | None,
+    root_id: str | None = None,
+    started_in: str | None = None,
+    state: RunState = RunState.QUEUED,
+    **facts: str | int,
 ) -> list[Command]:
     """What records a new run; it goes to the broker together with the message that starts it.
 
-    `root_id` is the run, or the task, that all began with. Run again (the call was repeated, or a plain Celery client
-    made it), they change nothing that is there.
+    `root_id` is the run, or the task, that all began with, `started_in` the run in a step of which it was called.
+    `facts` are more fields of the run. Run again (the call was repeated, or a plain Celery client made it), they change
+    nothing that is there.
     """
     settings, now = load(), time.time()
-    # A run that goes on for days must not vanish: this TTL only bounds what never ends, the end of a run sets its own.
-    ttl_s = int(2 * settings.keep_results_s)
+    ttl_s = goes_on_ttl_s()
     fields = {
         "workflow": workflow,
         "arguments": arguments[:_ARGUMENTS_MAX_CHARS],
-        "state": RunState.QUEUED,
+        "state": state,
         "called_at": f"{now:.6f}",
         "steps_total": 0,
         "steps_done": 0,
         "parent_id": parent_id or "",
         "root_id": root_id or run_id,
+        **facts,
     }
+    above = parent_id or started_in
+    below: list[Command] = [["SADD", below_key(above), run_id], ["EXPIRE", below_key(above), ttl_s]] if above else []
     return [
         *(["HSETNX", run_key(run_id), name, value] for name, value in fields.items()),
         ["EXPIRE", run_key(run_id), ttl_s],
+        *below,
         ["ZADD", INDEX_KEY, "NX", f"{now:.6f}", run_id],
+        ["ZADD", f"{INDEX_KEY}:{state}", "NX", f"{now:.6f}", run_id],
         ["ZREMRANGEBYSCORE", INDEX_KEY, "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", INDEX_KEY, 0, -settings.keep_runs - 1],
     ]
@@ -132,28 +192,33 @@ def record_plan(
     *,
     root_id: str | None = None,
     within: str = "",
+    graph: str = "",
 ) -> None:
     """Record the steps a run will have, and the run itself should it not be known: see `creation_commands`.
 
-    `within` is the place of what has built them, if it was a step of the same run, as which it was recorded. Done twice
-    (its worker died meanwhile), it changes nothing.
+    `within` is the place of what has built them, if it was a step of the same run, as which it was recorded; `graph` is
+    how they hang together, see `workflows.graph`. Done twice (its worker died meanwhile), it changes nothing.
 
     Raises:
         FanOutExceeded: there are too many; none is recorded.
+        CanvasChanged: another canvas was recorded before.
     """
+    shape = f"{graph} {zlib.crc32(' '.join(step.name for step in steps).encode()):08x}"
     root_id, key = root_id or run_id, steps_key(run_id)
     counting = fanout.counting_arguments(root_id, len(steps) - bool(within))
     with client.pipeline() as pipe:
         for command in created:
             pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-        pipe.eval(_RESERVE, 1, run_key(run_id), f"counted:{within}", counting, run_id)
+        pipe.eval(_RESERVE, 1, run_key(run_id), f"counted:{within}", counting, run_id, graph_field(within), shape)
         refusal = pipe.execute()[-1]
+    if refusal and as_text(refusal[0]) == "changed":
+        raise CanvasChanged(run_id, *_first_difference(read_steps(client, run_id), steps, within))
     if refusal:
         raise fanout.exceeded(root_id, refusal)
     with client.pipeline() as pipe:
         for step in steps:
             pipe.hsetnx(key, step.id, f"{step.state} {_step_json(step)}")
-        pipe.expire(key, int(2 * load().keep_results_s))
+        pipe.expire(key, goes_on_ttl_s())
         pipe.eval(_SET_TOTAL, 2, run_key(run_id), key)
         pipe.execute()
 
@@ -168,6 +233,8 @@ def transition_commands(
     """
     really_ran = getattr(request, "task", None) is not None
     name = getattr(request, "task", None) or getattr(request, "name", None)
+    if celery_state == "FAILURE" and not (getattr(request, "hostname", None) or getattr(request, "name", None)):
+        yield [ASK, _STALE, 1, run_key(task_id)]
     place = getattr(request, PLACE_HEADER, None)
     run_id = getattr(request, RUN_HEADER, None) or getattr(request, "root_id", None) or task_id
     builds_canvas = getattr(app.tasks.get(name), "builds_canvas", False)
@@ -183,42 +250,54 @@ def transition_commands(
     now = time.time()
     step = _step_after(task_id, step_state, result, request, now) if step_state else None
     ended_badly = celery_state in ("FAILURE", "REVOKED")
-    failed_result = _failed_result(celery_state, result, traceback) if ended_badly else ("", "")
-    root_id = getattr(request, "root_id", None) or run_id
+    failure = _failure(task_id, name, step, result, traceback) if ended_badly else None
+    facts = ending_facts(now, failure, _parts_of_result(celery_state, result, traceback) if ended_badly else None)
+    if celery_state == "STARTED":
+        keys, asked = (run_key(run_id), run_key(task_id)), ending_facts(now, None, None)
+        yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked]
     yield [
         "EVAL",
         _TRANSITION,
         3,
         run_key(run_id),
         run_key(task_id),
-        fanout.tree_key(root_id),
+        fanout.tree_key(getattr(request, "root_id", None) or run_id),
         task_id if step else "",
         step_state or "",
         _step_json(step) if step else "",
         _origins(STEP_TRANSITIONS, step_state),
-        int(step_state in TERMINAL_STEP_STATES),
         run_state or "",
         _origins(RUN_TRANSITIONS, run_state),
         int(run_state in TERMINAL_RUN_STATES),
-        f"{now:.6f}",
         RUN_STATE_OF_CELERY[celery_state] if ended_badly else "",
-        _failure_json(task_id, name, result, traceback) if ended_badly else "",
-        int(load().keep_results_s),
-        run_key(""),
-        app.backend.task_keyprefix.decode(),
-        *failed_result,
         getattr(request, "parent_id", None) or "" if planned_or_replaced and step_state is StepState.RUNNING else "",
-        TREE_PREFIX,
-        int(place is None and fanout.is_counted(request)),
+        int(step_state in TERMINAL_STEP_STATES and place is None and fanout.is_counted(request)),
         int(load().hard_time_limit_s),
+        facts,
     ]
 
 
-def reopen_commands(letter: DeadLetter) -> Iterator[Command]:
-    """What a dead letter that is sent again means to its run: the step waits, and the run goes on."""
-    run_id, results = letter.run_id or letter.id, app.backend.task_keyprefix.decode()
-    keys = [run_key(run_id), steps_key(run_id), results + letter.id, results + run_id]
-    yield ["EVAL", _REOPEN, len(keys), *keys, letter.id, int(2 * load().keep_results_s)]
+def ending_facts(now: float, failure: Mapping[str, Any] | None, failed: tuple[str, str] | None) -> str:
+    """JSON of what the scripts that end runs are told, see ending.lua.
+
+    `failed` is what the result of a run that ends as the step did is, before and after its id.
+    """
+    revoked = _parts_of_result("REVOKED", _WITHDRAWN, None)
+    facts = {
+        "now": f"{now:.6f}",
+        "keep_s": int(load().keep_results_s),
+        "keep_runs": load().keep_runs,
+        "keep_listed_s": goes_on_ttl_s(),
+        # As long as a step that runs by then may run; one that begins later is refused.
+        "keep_cancelled_s": int(load().hard_time_limit_s + 3600),
+        "runs": run_key(""),
+        "results": app.backend.task_keyprefix.decode(),
+        "trees": TREE_PREFIX,
+        "failure": json.dumps(failure or {}),
+        "failed": failed or revoked,
+        "revoked": revoked,
+    }
+    return json.dumps(facts)
 
 
 def read_run(client: redis.Redis, run_id: str) -> RunRecord:
@@ -227,10 +306,58 @@ def read_run(client: redis.Redis, run_id: str) -> RunRecord:
     Raises:
         RunUnknown: it never was, or it ended longer ago than results are kept.
     """
-    fields = client.hgetall(run_key(run_id))
-    if not fields:
+    fields = client.hmget(run_key(run_id), _RUN_FIELDS)
+    if fields[0] is None:
         raise RunUnknown(run_id)
     return _decode_run(run_id, fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCall:
+    """The call that has begun a run, with which it is built again; `replay` tells for the so many-th time."""
+
+    workflow: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    replay: int
+
+
+def read_call(client: redis.Redis, run_id: str) -> RunCall:
+    """The call that has begun a run.
+
+    Raises:
+        RunUnknown: it never was, or it ended longer ago than results are kept.
+        ResumeRefused: a plain Celery client has called it, and its arguments are known to nobody any more.
+    """
+    workflow, call, replay = client.hmget(run_key(run_id), ["workflow", "call", "replay"])
+    if workflow is None:
+        raise RunUnknown(run_id)
+    if call is None:
+        raise ResumeRefused(run_id, "its arguments were not kept; it was not called by AgentLink")
+    args, kwargs, options = loads(call)
+    return RunCall(workflow=as_text(workflow), args=args, kwargs=kwargs, options=options, replay=int(replay or 0))
+
+
+def read_overrides(client: redis.Redis, run_id: str) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """The arguments that steps were given as their run was resumed, by their ids."""
+    fields = client.hgetall(run_key(run_id))
+    prefix = "args:"
+    return {
+        name.removeprefix(prefix): tuple(loads(value))
+        for name, value in ((as_text(name), value) for name, value in fields.items())
+        if name.startswith(prefix)
+    }
+
+
+def read_graphs(client: redis.Redis, run_id: str) -> dict[str, Node]:
+    """A run's graphs by the places of the steps that have built them: its own under the empty one."""
+    prefix = graph_field()
+    return {
+        name.removeprefix(prefix): parse(as_text(value).partition(" ")[0])
+        for name, value in ((as_text(name), value) for name, value in client.hgetall(run_key(run_id)).items())
+        if name.startswith(prefix)
+    }
 
 
 def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
@@ -240,7 +367,7 @@ def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
             pipe.hget(run_key(run_id), "state")
         states = pipe.execute()
     return {
-        run_id: RunState(_text(state)) not in TERMINAL_RUN_STATES
+        run_id: RunState(as_text(state)) not in TERMINAL_RUN_STATES
         for run_id, state in zip(run_ids, states, strict=True)
         if state
     }
@@ -248,23 +375,51 @@ def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
 
 def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:
     """A run's steps in the order of their places in its canvas."""
-    steps = [_decode_step(_text(key), _text(value)) for key, value in client.hgetall(steps_key(run_id)).items()]
-    return sorted(steps, key=lambda step: [int(part) for part in step.place.split(".") if part.isdigit()])
+    steps = [_decode_step(as_text(key), as_text(value)) for key, value in client.hgetall(steps_key(run_id)).items()]
+    return sorted(steps, key=lambda step: step.numbers)
 
 
-def latest_runs(client: redis.Redis, count: int) -> list[RunRecord]:
-    """The runs called last, newest first."""
-    newest: list[bytes] = client.zrevrange(INDEX_KEY, 0, count - 1)  # type: ignore[assignment]  # no scores asked for
-    run_ids = [_text(run_id) for run_id in newest]
-    with client.pipeline() as pipe:
+def latest_runs(client: redis.Redis, count: int, *, skip: int = 0, state: RunState | None = None) -> list[RunRecord]:
+    """The runs called last, newest first: all, or those in one state; so many, after those that are skipped."""
+    index = INDEX_KEY if state is None else f"{INDEX_KEY}:{state}"
+    newest: list[bytes] = client.zrevrange(index, skip, skip + count - 1)  # type: ignore[assignment]  # no scores asked for
+    run_ids = [as_text(run_id) for run_id in newest]
+    with client.pipeline(transaction=False) as pipe:
         for run_id in run_ids:
-            pipe.hgetall(run_key(run_id))
+            pipe.hmget(run_key(run_id), _RUN_FIELDS)
         answers = pipe.execute()
-    return [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields]
+    runs = [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields[0]]
+    return [run for run in runs if state in (None, run.state)]
+
+
+def count_runs(client: redis.Redis) -> dict[RunState, int]:
+    """How many runs there are in each state."""
+    with client.pipeline(transaction=False) as pipe:
+        for state in RunState:
+            pipe.zcard(f"{INDEX_KEY}:{state}")
+        return dict(zip(RunState, pipe.execute(), strict=True))
+
+
+def graph_field(within: str = "") -> str:
+    """The field of a run that holds the graph of a canvas: its own, or that which a step has replaced itself by."""
+    return f"graph:{within}"
+
+
+def _first_difference(
+    known: Sequence[StepRecord], steps: Sequence[StepRecord], within: str
+) -> tuple[str, str | None, str | None]:
+    """The first place at which two canvases differ, and the names of the two steps there, or None for none."""
+    prefix = f"{within}." if within else ""
+    was = {step.place: step.name for step in known if step.place and step.place.startswith(prefix)}
+    now = {step.place: step.name for step in steps}
+    for place in sorted(was.keys() | now.keys(), key=lambda place: [int(part) for part in place.split(".")]):
+        if was.get(place) != now.get(place):
+            return place, was.get(place), now.get(place)
+    return within, None, None
 
 
 def _origins(table: Mapping[Any, frozenset[Any]], state: RunState | StepState | None) -> str:
-    return json.dumps([before for before, after in table.items() if state in after])
+    return json.dumps({before: True for before, after in table.items() if state in after})
 
 
 def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: float) -> StepRecord:
@@ -290,18 +445,29 @@ def _error_text(result: Any) -> str:
     return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
 
 
-def _failure_json(task_id: str, name: str | None, result: Any, traceback: str | None) -> str:
-    return json.dumps(
-        {
-            "step_id": task_id,
-            "step": name,
-            "error": _error_text(result),
-            "traceback": (traceback or "")[-_ERROR_MAX_CHARS:],
-        }
-    )
+def _failure(
+    task_id: str, name: str | None, step: StepRecord | None, result: Any, traceback: str | None
+) -> dict[str, Any]:
+    kind, _, message = _error_text(result).partition(": ")
+    return {
+        "step_id": task_id,
+        "step": name,
+        "place": step.place if step else "",
+        "attempts": step.attempt if step else 1,
+        "error": _error_text(result),
+        "type": kind if isinstance(result, dict) else "",
+        "message": message if isinstance(result, dict) else str(result),
+        "traceback": (traceback or "")[-_ERROR_MAX_CHARS:],
+    }
 
 
-def _failed_result(celery_state: str, result: Any, traceback: str | None) -> tuple[str, str]:
+def failed_result(failure: Mapping[str, Any]) -> tuple[str, str]:
+    """What the result of a run is that ends with a failure recorded before, before and after its id."""
+    result = {"exc_type": failure.get("type", "Exception"), "exc_message": [failure.get("message", "")]}
+    return _parts_of_result("FAILURE", result | {"exc_module": "builtins"}, failure.get("traceback"))
+
+
+def _parts_of_result(celery_state: str, result: Any, traceback: str | None) -> tuple[str, str]:
     """A failed result as Celery stores it, before and after the id of the task it is for."""
     done = datetime.now(tz=UTC).isoformat()
     meta = {"status": celery_state, "result": result, "traceback": traceback, "children": [], "date_done": done}
@@ -317,8 +483,8 @@ def _decode_step(step_id: str, value: str) -> StepRecord:
     return StepRecord(id=step_id, state=StepState(state), **({"name": "", "place": ""} | json.loads(facts)))
 
 
-def _decode_run(run_id: str, raw: Mapping[Any, Any]) -> RunRecord:
-    fields = {_text(name): _text(value) for name, value in raw.items()}
+def _decode_run(run_id: str, values: Sequence[Any]) -> RunRecord:
+    fields = {name: as_text(value) for name, value in zip(_RUN_FIELDS, values, strict=True) if value is not None}
     return RunRecord(
         id=run_id,
         workflow=fields["workflow"],
@@ -331,8 +497,12 @@ def _decode_run(run_id: str, raw: Mapping[Any, Any]) -> RunRecord:
         steps_done=int(fields["steps_done"]),
         parent_id=fields["parent_id"] or None,
         failure=json.loads(fields["failure"]) if "failure" in fields else None,
+        root_id=fields["root_id"],
+        agent=fields.get("agent"),
+        tags=tuple(json.loads(fields.get("tags", "[]"))),
     )
 
 
-def _text(value: str | bytes) -> str:
+def as_text(value: str | bytes) -> str:
+    """What the broker has said, as text."""
     return value.decode() if isinstance(value, bytes) else value

@@ -16,6 +16,9 @@ Command = Sequence[Any]
 
 #: The message property that carries commands to run in the same step that queues the message.
 ALSO = "agentlink_also"
+#: The message property that makes a call be accepted once, however often it is made: a key of its own, and for how long
+#: (ms) that is remembered.
+ONCE = "agentlink_once"
 #: The message header that tells how often the message's task was started by a worker that ended before it did.
 DELIVERIES_HEADER = "agentlink_deliveries"
 #: The message header that tells how often its task was evicted, and how much memory it is to have since then.
@@ -47,7 +50,7 @@ class Call:
 class Outgoing:
     """A message on its way: where it goes, its JSON, when it is due (ms, '' for now), who is told.
 
-    `also` are commands to run with it, `tally` is what it counts for.
+    `also` are commands to run with it, `tally` is what it counts for, `once` what tells that it was accepted before.
     """
 
     key: str
@@ -56,6 +59,7 @@ class Outgoing:
     wake: str
     also: Sequence[Command] = ()
     tally: Tally | None = None
+    once: tuple[str, int] | None = None
 
 
 class Publisher(Protocol):
@@ -74,8 +78,12 @@ class Bundle:
 
     def add(self, message: Outgoing) -> None:
         """Gather one more. What can be refused is kept until all of it is known: it is accepted whole or not at all."""
+        if message.once:
+            self.send()  # what was known before would be taken for known with it
         self.messages.append(message)
-        if message.tally and message.tally.refusable:
+        if message.once:
+            self.send()
+        elif message.tally and message.tally.refusable:
             checked_breadth(message.tally, len(self.messages))
         elif len(self.messages) >= TOGETHER_MAX:
             self.send()

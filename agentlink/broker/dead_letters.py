@@ -1,8 +1,7 @@
 """Messages whose task killed its process, or its worker, once too often: kept with the reason, sent again on request.
 
 A message is kept as it was in flight, apart from what a list of letters shows: ten thousand letters are listed without
-reading their messages. Sending one again begins its attempts anew; what the run store has to say to that (the run goes
-on) is in `reopeners`.
+reading their messages. Sending one again begins its attempts anew; where it is a step of a run, the run is resumed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import redis
 from kombu.utils.json import dumps, loads
 
-from agentlink.broker.calls import DELIVERIES_HEADER, Command
+from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.errors import LetterAmbiguous, LetterUnknown
 from agentlink.broker.lease import IN_FLIGHT_PREFIX, WAKE_PREFIX
 from agentlink.broker.transport import Channel
@@ -60,8 +59,8 @@ class DeadLetter:
     traceback: str | None = None
 
 
-#: What turns a letter that is sent again into broker commands that run with it.
-reopeners: list[Callable[[DeadLetter], Iterable[Command]]] = []
+#: Each resumes the run of a letter that is sent again, with a new message in place of the letter's; False: it has none.
+resumers: list[Callable[[redis.Redis, DeadLetter], bool]] = []
 
 
 def bury(
@@ -172,10 +171,17 @@ def message_of(client: redis.Redis, letter: DeadLetter) -> dict[str, Any]:
 
 
 def send_again(client: redis.Redis, letters: Iterable[DeadLetter]) -> int:
-    """Queue letters again, their attempts begun anew; return how many. Each goes once, whoever asks."""
+    """Queue letters again, their attempts begun anew; return how many. Each goes once, whoever asks.
+
+    Raises:
+        AgentLinkError: the run of one of them can't be resumed now.
+    """
     sent = 0
     for letter in letters:
-        sent += bool(client.transaction(partial(_send, letter), INDEX_KEY, value_from_callable=True))
+        if client.hexists(LETTERS_KEY, letter.id) and any(resume(client, letter) for resume in resumers):
+            sent += drop(client, [letter.id]) or 1  # it may be gone with the other letters of its run
+        else:
+            sent += bool(client.transaction(partial(_send, letter), INDEX_KEY, value_from_callable=True))
     return sent
 
 
@@ -186,8 +192,6 @@ def _send(letter: DeadLetter, pipe: Any) -> Any:
         return False  # somebody else has just done it
     key, _, message = _text(value).partition("\0")
     pipe.multi()
-    for command in (command for reopen in reopeners for command in reopen(letter)):
-        pipe.execute_command(*command)
     pipe.lpush(key, dumps(_as_new(loads(message))))
     _forget(pipe, [letter.id])
     pipe.publish(WAKE_PREFIX + letter.queue, "")

@@ -23,7 +23,7 @@ from kombu.utils.json import dumps
 from redis.commands.core import Script
 
 from agentlink.broker import fanout
-from agentlink.broker.calls import ALSO, Call, Command, Outgoing, current_bundle, current_call, wanted_by
+from agentlink.broker.calls import ALSO, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
 from agentlink.broker.errors import BrokerUnavailable, reason_of, refuses_to_write
 from agentlink.broker.fanout import COUNTING, TALLY
 from agentlink.broker.lease import DELAYED_PREFIX, RUNS_STEP, TURNS, WAKE_PREFIX
@@ -68,12 +68,12 @@ class PublishingChannel(kombu_redis.Channel):
             raise RecoverableConnectionError("channel disconnected")
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
-        also, tally = properties.pop(ALSO, []), properties.pop(TALLY, None)
+        also, tally, once = properties.pop(ALSO, []), properties.pop(TALLY, None), properties.pop(ONCE, None)
         message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        outgoing = replace(self._outgoing(queue, message), also=also, tally=tally)
+        outgoing = replace(self._outgoing(queue, message), also=also, tally=tally, once=once)
         bundle = current_bundle.get()
         if bundle is None:
             self.publish([outgoing], also, wanted_by([outgoing]))
@@ -96,11 +96,15 @@ class PublishingChannel(kombu_redis.Channel):
         for message in messages:
             args += (message.message, message.due_ms, message.wake)
         keys = ["", *(message.key for message in messages)]
+        once = messages[-1].once if messages else None
+        if once:
+            keys[0], args[1] = once
         call = current_call.get()
         if call is None or not self.socket_timeout:
             _raise_if_refused(self._publish_script(keys=keys, args=args, client=self.line), root_id)
             return
-        keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
+        if not once:
+            keys[0], args[1] = call.next_part(), int(_REMEMBER_S * 1000)
         while not (accepted := self._accepted(call, keys, args)):
             time.sleep(_RETRY_S)
         _raise_if_refused(accepted, root_id)

@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 #: What a recorder gets: task id, Celery's state, result or exception (encoded), traceback, the task's request or None.
 Recorder = Callable[[str, str, Any, str | None, Any], Iterable[Command]]
 
+#: A command of this name is a script, as with EVAL, that is asked before anything is stored. What it returns, if it
+#: returns anything, is the outcome of storing, and nothing else is done.
+ASK = "ASK"
+
 #: How long a task waits for a broker that is away, full or read-only, to tell what it has done and what comes next.
 PATIENCE_S = 300.0
 # Between two looks whether who was about to send a chord's body has done so or is gone.
@@ -198,14 +202,15 @@ class ResultBackend(LargeResults):
             self.patiently(self._run_all, commands)
 
     def _run(self, keys: list[str], args: list[Any], commands: list[Command]) -> bytes:
-        script, numbered = _composed(self.client, commands)
-        outcome: bytes = script(keys=keys, args=[*args, json.dumps(numbered)], client=self.client)
+        script, numbered, asked = _composed(self.client, commands)
+        outcome: bytes = script(keys=keys, args=[*args, json.dumps(numbered), json.dumps(asked)], client=self.client)
         return outcome
 
     def _run_all(self, commands: Iterable[Command]) -> None:
         with self.client.pipeline() as pipe:
             for command in commands:
-                pipe.execute_command(*command)
+                if command[0] != ASK:  # nothing is stored that it could forbid
+                    pipe.execute_command(*command)
             pipe.execute()
 
     def _recorded(self, *change: Any) -> list[Command]:
@@ -234,18 +239,23 @@ def _stands_alone(request: Any) -> bool:
     return not (request.chord or request.chain or request.callbacks)
 
 
-def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Script, list[list[Any]]]:
-    """The script that stores a result and can run these commands: a script can't call another, so they are joined."""
+def _composed(client: redis.Redis, commands: Iterable[Command]) -> tuple[Script, list[list[Any]], list[list[Any]]]:
+    """The script that stores a result and can run these commands, the commands, and those that are asked first.
+
+    A script can't call another, so they are joined.
+    """
     sources: list[str] = []
     numbered: list[list[Any]] = []
+    asked: list[list[Any]] = []
     for command in commands:
-        if command[0] == "EVAL":
-            if command[1] not in sources:
-                sources.append(command[1])
-            numbered.append([sources.index(command[1]) + 1, command[2], *map(str, command[3:])])
-        else:
+        if command[0] not in ("EVAL", ASK):
             numbered.append([str(part) for part in command])  # Lua would write a large number as 1e+15
-    return _joined(client, tuple(sources)), numbered
+            continue
+        if command[1] not in sources:
+            sources.append(command[1])
+        call = [sources.index(command[1]) + 1, command[2], *map(str, command[3:])]
+        (asked if command[0] == ASK else numbered).append(call)
+    return _joined(client, tuple(sources)), numbered, asked
 
 
 @lru_cache(maxsize=16)

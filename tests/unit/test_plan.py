@@ -36,8 +36,8 @@ CANVASES: dict[str, tuple[Callable[[], Any], list[str]]] = {
 @pytest.mark.parametrize("shape", CANVASES)
 def test_places_follow_the_canvas_and_ids_are_the_same_each_time(shape: str) -> None:
     build, places = CANVASES[shape]
-    _, first = plan(build(), RUN_ID, app)
-    _, again = plan(build(), RUN_ID, app)
+    first = plan(build(), RUN_ID, app).steps
+    again = plan(build(), RUN_ID, app).steps
     assert [step.place for step in first] == places
     assert first == again
     assert len({step.id for step in first}) == len(first)
@@ -45,20 +45,21 @@ def test_places_follow_the_canvas_and_ids_are_the_same_each_time(shape: str) -> 
 
 @pytest.mark.parametrize("shape", CANVASES)
 def test_the_last_step_takes_over_the_runs_id(shape: str) -> None:
-    canvas, steps = plan(CANVASES[shape][0](), RUN_ID, app)
+    planned = plan(CANVASES[shape][0](), RUN_ID, app)
+    canvas, steps = planned.canvas, planned.steps
     assert [step.id for step in steps].index(RUN_ID) == len(steps) - 1
     assert canvas.freeze(RUN_ID).id == RUN_ID
 
 
 def test_another_run_has_other_ids() -> None:
     build = CANVASES["chain"][0]
-    _, one = plan(build(), RUN_ID, app)
-    _, other = plan(build(), RUN_ID.replace("1", "2"), app)
+    one = plan(build(), RUN_ID, app).steps
+    other = plan(build(), RUN_ID.replace("1", "2"), app).steps
     assert not {step.id for step in one} & {step.id for step in other}
 
 
 def test_a_workflow_among_the_steps_is_one_deeper_but_as_the_last_step_it_goes_on_with_the_run() -> None:
-    canvas, _ = plan(chain(sums.si(1), add.si(1, 1), sums.si(1)), RUN_ID, app, depth=3)
+    canvas = plan(chain(sums.si(1), add.si(1, 1), sums.si(1)), RUN_ID, app, depth=3).canvas
     assert [step.options["headers"]["agentlink_depth"] for step in canvas.tasks] == [4, 3, 3]
 
 

@@ -6,12 +6,25 @@
 --   ARGV[5]  '1' when the task has just been started     ARGV[6]  the prefix of the keys of messages in flight
 --   ARGV[7]  a JSON list of commands to run with it; one that begins with a number calls that procedure: number, how many
 --            of the next are its KEYS, KEYS, ARGV
--- Returns 'stored'; or, when nothing has been done, 'superseded' (the worker's lease is over), 'claimed' (the same task,
+--   ARGV[8]  the same for procedures that are asked first: what one returns is the outcome, and nothing else is done
+-- Returns 'stored'; or what a procedure that was asked has returned; or, when nothing has been done, 'superseded' (the worker's lease is over), 'claimed' (the same task,
 -- delivered twice, is being run elsewhere) or 'kept' (it had succeeded already, or a failure told from outside came
 -- after its own).
+local function call(command)
+    local keys, args = {}, {}
+    for i = 3, #command do
+        if i < 3 + command[2] then keys[#keys + 1] = command[i] else args[#args + 1] = command[i] end
+    end
+    return procedures[command[1]](keys, args)
+end
+
 local flying = ARGV[3] ~= ''
 if flying and redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
     return 'superseded'
+end
+for _, command in ipairs(cjson.decode(ARGV[8])) do
+    local outcome = call(command)
+    if outcome then return outcome end
 end
 local status = string.match(redis.call('GETRANGE', KEYS[1], 0, 40), '^{"status": "(%u+)"')
 local new_status = string.match(string.sub(ARGV[1], 1, 40), '^{"status": "(%u+)"')
@@ -40,13 +53,8 @@ else
 end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 for _, command in ipairs(cjson.decode(ARGV[7])) do
-    local procedure = procedures[command[1]]
-    if procedure then
-        local keys, args = {}, {}
-        for i = 3, #command do
-            if i < 3 + command[2] then keys[#keys + 1] = command[i] else args[#args + 1] = command[i] end
-        end
-        procedure(keys, args)
+    if procedures[command[1]] then
+        call(command)
     else
         redis.call(unpack(command))
     end

@@ -1,4 +1,4 @@
-"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; `guard` is in `guard_commands`."""
+"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; the others have files of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from agentlink import supervisor
+from agentlink import runs_commands, supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import page_console
@@ -29,7 +29,8 @@ def cli() -> None:
     """Run many agents' workflows on one machine without running that machine over."""
 
 
-cli.add_command(guard)
+for command in (guard, runs_commands.runs, runs_commands.show, runs_commands.cancel, runs_commands.resume):
+    cli.add_command(command)
 
 
 @cli.command()

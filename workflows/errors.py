@@ -31,6 +31,18 @@ class RunUnknown(WorkflowError):
         return f"no run {self.run_id} is known: it never was, or it ended longer ago than keep_results"
 
 
+class RunAmbiguous(WorkflowError):
+    """Several runs' ids begin so."""
+
+    def __init__(self, prefix: str, ids: list[str]) -> None:
+        super().__init__(prefix, ids)
+        self.prefix, self.ids = prefix, ids
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
+        return f"{len(self.ids)} runs' ids begin with {self.prefix!r} ({shown}); give more of it"
+
+
 class RunNotEnded(WorkflowError):
     """A run can't be resumed yet: it goes on, or one of its steps does."""
 

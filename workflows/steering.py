@@ -62,13 +62,14 @@ def resume(
         RunNotEnded: it goes on, or one of its steps does.
         ResumeRefused: the step is not there, or it is a step of another run, which is to be resumed.
     """
-    store.read_call(client, run_id)  # before anything is changed
+    call = store.read_call(client, run_id)  # before anything is changed
     chosen = _chosen(client, run_id, from_step) if from_step is not None else []
     if with_args is not None and not chosen:
         raise ResumeRefused(run_id, "with_args needs from_step, the step that the arguments are for")
     override = "" if with_args is None else dumps(_pair(with_args))
     failed = _reset(client, run_id, [step.id for step in chosen], override, timeout_s)
-    replay(client, run_id)
+    if call.workflow in app.tasks:  # else a worker, which knows it, does so a little later
+        replay(client, run_id)
     dead_letters.drop(client, failed)
 
 

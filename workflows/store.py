@@ -392,6 +392,17 @@ def latest_runs(client: redis.Redis, count: int, *, skip: int = 0, state: RunSta
     return [run for run in runs if state in (None, run.state)]
 
 
+def how_many_runs(client: redis.Redis, state: RunState | None = None) -> int:
+    """How many runs are listed, in all or in one state."""
+    return int(client.zcard(INDEX_KEY if state is None else f"{INDEX_KEY}:{state}"))
+
+
+def run_ids(client: redis.Redis, prefix: str) -> list[str]:
+    """The ids of the listed runs that begin so."""
+    ids: list[bytes] = client.zrange(INDEX_KEY, 0, -1)  # type: ignore[assignment]  # no scores asked for
+    return [run_id for run_id in map(as_text, ids) if run_id.startswith(prefix)]
+
+
 def count_runs(client: redis.Redis) -> dict[RunState, int]:
     """How many runs there are in each state."""
     with client.pipeline(transaction=False) as pipe:

@@ -23,7 +23,7 @@ class StepState(StrEnum):
     RETRYING = "RETRYING"  #: an attempt failed or its process died; another is queued
     SUCCEEDED = "SUCCEEDED"  #: its result is stored
     FAILED = "FAILED"  #: its last attempt ended with an error
-    CANCELLED = "CANCELLED"  #: revoked before it ended
+    CANCELLED = "CANCELLED"  #: withdrawn before it began, as its run ended badly; or revoked before it ended
 
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
@@ -48,6 +48,19 @@ STEP_TRANSITIONS: dict[StepState, frozenset[StepState]] = {
     StepState.SUCCEEDED: frozenset(),
     StepState.FAILED: frozenset(),
     StepState.CANCELLED: frozenset(),
+}
+
+#: Where a run that is resumed comes from and goes to, and its steps; nothing else leaves a terminal state.
+RUN_RESETS: dict[RunState, RunState] = {
+    RunState.FAILED: RunState.QUEUED,
+    RunState.CANCELLED: RunState.QUEUED,
+    RunState.SUCCEEDED: RunState.QUEUED,
+}
+STEP_RESETS: dict[StepState, StepState] = {
+    StepState.FAILED: StepState.WAITING,
+    StepState.CANCELLED: StepState.WAITING,
+    StepState.RETRYING: StepState.WAITING,
+    StepState.SUCCEEDED: StepState.WAITING,
 }
 
 TERMINAL_RUN_STATES = frozenset(state for state, after in RUN_TRANSITIONS.items() if not after)

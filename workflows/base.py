@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, overload
+from functools import cached_property, partial, wraps
+from typing import Any, Generic, overload
 
 from celery.canvas import Signature
 from kombu.utils.uuid import uuid
@@ -14,10 +14,10 @@ from kombu.utils.uuid import uuid
 from agentlink.broker import dead_letters, fanout, sweep_step
 from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
+from tasks import arguments
 from tasks.app import app
-from tasks.base import BaseTask
+from tasks.base import BaseTask, P
 from workflows import store
-from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.store import PLACE_HEADER, RUN_HEADER
@@ -28,7 +28,7 @@ Show = Callable[[Any], str]
 _ARGUMENT_MAX_CHARS = 200
 
 
-class WorkflowTask(BaseTask):
+class WorkflowTask(BaseTask[P, Any], Generic[P]):
     """The task behind a workflow: calling it records a run and queues its start, all or nothing."""
 
     abstract = True
@@ -40,7 +40,7 @@ class WorkflowTask(BaseTask):
         """A result as Markdown for people; JSON unless the workflow says otherwise."""
         return f"```json\n{json.dumps(result, indent=2, ensure_ascii=False)}\n```"
 
-    def delay(self, *args: Any, **kwargs: Any) -> WorkflowRun:
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowRun:
         """Start a run and return its handle at once, however large the workflow.
 
         Raises:
@@ -81,11 +81,13 @@ class WorkflowTask(BaseTask):
         Raises:
             CallRefused: they don't fit the function's parameters, or `prepare` refuses them.
         """
-        try:
-            inspect.signature(self.build).bind(*args, **kwargs)
-        except TypeError as error:
-            raise CallRefused(self.__name__, f"{error}; it takes {inspect.signature(self.build)}") from None
+        arguments.check(self.__name__, self.parameters, args, kwargs)
         return self.prepare(*args, **kwargs) if self.prepare is not None else (args, kwargs)
+
+    @cached_property
+    def parameters(self) -> inspect.Signature:
+        """What a call may give: what the function takes."""
+        return inspect.signature(self.build)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowRun:  # noqa: N802 - Celery's name for it
         """The handle of one of this workflow's runs."""
@@ -97,11 +99,11 @@ class WorkflowTask(BaseTask):
 
 
 @overload
-def workflow(build: Callable[..., Any], /) -> WorkflowTask: ...
+def workflow(build: Callable[P, Any], /) -> WorkflowTask[P]: ...
 @overload
 def workflow(
     *, prepare: Prepare | None = None, show: Show | None = None, name: str | None = None, **options: Any
-) -> Callable[[Callable[..., Any]], WorkflowTask]: ...
+) -> Callable[[Callable[P, Any]], WorkflowTask[P]]: ...
 def workflow(
     build: Callable[..., Any] | None = None,
     /,
@@ -110,7 +112,7 @@ def workflow(
     show: Show | None = None,
     name: str | None = None,
     **options: Any,
-) -> WorkflowTask | Callable[[Callable[..., Any]], WorkflowTask]:
+) -> Any:
     """Make a function that returns a canvas a workflow: `f.delay(...)` starts a run of it.
 
     The function runs in a worker. It must build the same canvas each time it gets the same arguments. Should it return

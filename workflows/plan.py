@@ -14,6 +14,7 @@ from celery.canvas import Signature, _chain, _chord, chunks, group, maybe_signat
 
 from agentlink.broker.fanout import DEPTH_HEADER, checked_depth
 from workflows.errors import CanvasUnusable
+from workflows.fitting import check_steps
 from workflows.states import StepState
 from workflows.store import PLACE_HEADER, RUN_HEADER, StepRecord
 
@@ -30,10 +31,11 @@ def plan(
     last step: then the same run goes on.
 
     Raises:
-        CanvasUnusable: there is no step in it that could answer for the run.
+        CanvasUnusable: there is no step in it that could answer for the run, or one whose arguments don't fit.
         FanOutExceeded: a workflow in it would be too deep.
     """
     canvas = _with_one_last_step(_own(canvas, app), app)
+    check_steps(canvas, app)
     last = _last(canvas)
     steps = []
     for leaf, numbers in _leaves(canvas, ()):

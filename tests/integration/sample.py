@@ -194,6 +194,12 @@ def unbuildable(message: str) -> Any:
 
 
 @workflow
+def unfit(path: str) -> Any:
+    """Its last step is given too much."""
+    return chain(append_line.si(path, "begun"), twice.si(1, 2))
+
+
+@workflow
 def same_step_twice() -> Any:
     increment = add.s(1)
     return chain(add.s(0, 0), increment, increment)

@@ -9,13 +9,15 @@ import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.app.trace import TraceInfo
 from celery.backends.base import Backend
 from celery.exceptions import SecurityError
 
-from agentlink.broker.exceptions import FIELD_MAX_CHARS, WholeExceptions
+from agentlink.broker.exceptions import FIELD_MAX_CHARS, WholeExceptions, as_raised
 
 STORE = WholeExceptions(app=Celery(set_as_current=False), serializer="json")
 STOCK = Backend(app=Celery(set_as_current=False), serializer="json")
@@ -214,6 +216,42 @@ def test_a_plain_celery_client_reads_what_it_always_did(error: Exception) -> Non
     assert {name: ours[name] for name in stocks} == stocks
     plain = STOCK.exception_to_python(ours)
     assert repr(plain) == repr(STOCK.exception_to_python(stocks))
+
+
+class Picky(Wrapped):
+    """Can't be pickled, while its base class can be made from what it has."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(code)
+
+
+@pytest.mark.parametrize("error", [Overdrawn(account="A1", missing=2), Picky(code=3)], ids=["wrapped", "of its base"])
+def test_what_celery_hands_in_for_an_exception_that_cannot_be_pickled_is_undone(error: Exception) -> None:
+    """With the real code of Celery's that makes another exception of it."""
+    task = Mock(throws=())
+    try:
+        try:
+            {}["the cause"]
+        except KeyError as cause:
+            raise error from cause
+    except Exception as raised:  # noqa: BLE001 - as Celery does
+        task.backend.mark_as_failure.side_effect = lambda _, exc, text, **__: stored.append((exc, as_raised(exc, text)))
+        stored: list[Any] = []
+        TraceInfo("FAILURE", raised).handle_failure(task, Mock())
+    [(handed_in, (exc, text))] = stored
+    assert type(handed_in) is not type(error)
+    assert exc is error
+    assert "KeyError: 'the cause'" in text
+    assert text.rstrip().endswith(f"{type(error).__name__}: {error}")
+
+
+def test_a_failure_that_is_stored_while_another_exception_is_handled_stays_what_it_is() -> None:
+    timeout = TimeoutError("too long")
+    assert as_raised(timeout, "text") == (timeout, "text")
+    try:
+        {}["other"]
+    except KeyError:
+        assert as_raised(timeout, "text") == (timeout, "text")
 
 
 def test_what_a_plain_celery_worker_has_stored_is_read() -> None:

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, Concatenate, Literal, overload
 
 import click
 from celery import signals
@@ -21,7 +21,7 @@ from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
 from resource_guard import celery_step as guard_step
 from tasks import soft_signal
-from tasks.base import App, BaseTask, task_options
+from tasks.base import App, BaseTask, P, R, task_options
 
 
 def _settings() -> Settings:
@@ -58,10 +58,11 @@ app.config_from_object("celeryconfig")
 
 
 @overload
-def task(function: Callable[..., Any], /) -> BaseTask: ...
+def task(function: Callable[P, R], /) -> BaseTask[P, R]: ...
 @overload
 def task(
     *,
+    bind: Literal[True],
     memory: str | int | None = None,
     cpu: float | None = None,
     retry_for: Iterable[type[Exception]] | type[Exception] | None = None,
@@ -69,7 +70,19 @@ def task(
     retry_backoff: str | float | None = None,
     retry_backoff_max: str | float | None = None,
     **options: Any,
-) -> Callable[[Callable[..., Any]], BaseTask]: ...
+) -> Callable[[Callable[Concatenate[Any, P], R]], BaseTask[P, R]]: ...
+@overload
+def task(
+    *,
+    bind: Literal[False] = False,
+    memory: str | int | None = None,
+    cpu: float | None = None,
+    retry_for: Iterable[type[Exception]] | type[Exception] | None = None,
+    max_attempts: int | None = None,
+    retry_backoff: str | float | None = None,
+    retry_backoff_max: str | float | None = None,
+    **options: Any,
+) -> Callable[[Callable[P, R]], BaseTask[P, R]]: ...
 def task(
     function: Callable[..., Any] | None = None,
     /,
@@ -81,7 +94,7 @@ def task(
     retry_backoff: str | float | None = None,
     retry_backoff_max: str | float | None = None,
     **options: Any,
-) -> BaseTask | Callable[[Callable[..., Any]], BaseTask]:
+) -> Any:
     """Make a function a task: Celery's `app.task`, which may also declare what one call needs and when it is retried.
 
     `memory` is a size like `"1.5GB"`, `cpu` a number of cores.
@@ -105,7 +118,7 @@ def task(
         "retry_backoff": retry_backoff,
         "retry_backoff_max": retry_backoff_max,
     }
-    decorate: Callable[[Callable[..., Any]], BaseTask] = app.task(**task_options(memory, cpu, retry, options))
+    decorate = app.task(**task_options(memory, cpu, retry, options))
     return decorate(function) if function is not None else decorate
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic
 
 import redis
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.result import AsyncResult
 from kombu.exceptions import LimitExceeded, OperationalError
+from typing_extensions import ParamSpec, TypeVar  # those of 3.11 have no defaults
 
 from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
@@ -28,6 +32,7 @@ from agentlink.settings import load
 from agentlink.units import parse_size
 from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
+from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
 from tasks.retries import retry_options
 
@@ -42,8 +47,17 @@ _TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 
 _SOFT_FRACTION = 0.9
 
 
-class BaseTask(Task):
-    """A task that may declare what it needs: the guard plans with it."""
+#: The parameters of a task's function, and what it returns.
+P = ParamSpec("P", default=...)
+R = TypeVar("R", default=Any)
+
+
+class BaseTask(Task, Generic[P, R]):
+    """A task that may declare what it needs: the guard plans with it.
+
+    Type checkers know what it is called with, and what a direct call returns. Celery brings no types, so all else is
+    `Any` to them: also `f.s(...)`, which may leave out what the step before it hands over.
+    """
 
     abstract = True
     #: Whether the task builds the canvas of a run, and so is no step of it.
@@ -75,11 +89,17 @@ class BaseTask(Task):
         if "max_attempts" in vars(cls) and "max_retries" not in vars(cls):
             cls.max_retries = cls.max_attempts - 1
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the body, unless the message came twice: then its first result stands, and is passed on but once."""
         request = self.request
+        result: R
         if request.called_directly or request.is_eager:
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
+        else:
+            result = self._run_once(request, args, kwargs)
+        return result
+
+    def _run_once(self, request: Any, args: Any, kwargs: Any) -> Any:
         outcome = self._begin(request)
         if outcome in ("claimed", "superseded", "withdrawn"):
             why = "its run has ended" if outcome == "withdrawn" else "another worker has it"
@@ -97,6 +117,37 @@ class BaseTask(Task):
                 raise
             self.backend.mark_as_revoked(request.id, "its run was cancelled", request=request)
             raise Ignore from None
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
+        """Call the task; see `apply_async`."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> AsyncResult:
+        """Celery's: have a worker run the task.
+
+        Raises:
+            ArgumentsUnfit: the arguments don't fit the task's parameters; nothing was sent.
+            BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
+            FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
+        """
+        header = getattr(self, "__header__", None)  # Celery's, which is quick, but says nothing of the task
+        if header is None or not arguments.are_taken_by(header, args or (), kwargs or {}):
+            self.check_arguments(args or (), kwargs or {})
+        return super().apply_async(args, kwargs, *more, **options)
+
+    @cached_property
+    def parameters(self) -> inspect.Signature:
+        """What a call may give. What wraps a function counts, not the function: it may take more, or less."""
+        return inspect.signature(self.run, follow_wrapped=False)
+
+    def check_arguments(self, args: Any, kwargs: Any) -> None:
+        """Compare a call's arguments with the task's parameters, unless the task says `typing=False`.
+
+        Raises:
+            ArgumentsUnfit: what is wrong with them, and what would fit.
+        """
+        if self.typing:
+            arguments.check(self.name, self.parameters, args, kwargs)
 
     def _run_capped(self, allowed: tuple[int, int | None], args: Any, kwargs: Any) -> Any:
         """Run the body with so much memory at most; what wants more is tried with the next size, or has failed."""

@@ -14,6 +14,24 @@ class TaskError(AgentLinkError):
     """
 
 
+class CallRefused(TaskError):
+    """The arguments of a call don't make sense; raised where the call is made, before anything is sent."""
+
+    def __init__(self, task: str, problem: str) -> None:
+        super().__init__(task, problem)
+        self.task, self.problem = task, problem
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.problem}"
+
+
+class ArgumentsUnfit(CallRefused, TypeError):
+    """They don't fit the parameters: one is missing, too many, or of no known name.
+
+    Also a `TypeError`, which is what Celery, and Python itself, raise for it.
+    """
+
+
 class ProcessDied(TaskError):
     """The process that ran a task ended in the middle of it: killed by a signal, or by its own hand."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from typing import Any, Literal, get_args, overload
+from functools import cached_property, partial, wraps
+from typing import Any, Generic, Literal, get_args, overload
 from uuid import NAMESPACE_OID, uuid5
 
 from celery.canvas import Signature
@@ -19,10 +19,10 @@ from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.results import ResultBackend
 from agentlink.settings import load
 from agentlink.units import checked_name
+from tasks import arguments
 from tasks.app import app
-from tasks.base import BaseTask
+from tasks.base import BaseTask, P
 from workflows import steering, store
-from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.states import RunState
@@ -38,7 +38,7 @@ _ARGUMENT_MAX_CHARS = 200
 _KEPT_OPTIONS = ("queue", "priority", "routing_key", "exchange")
 
 
-class WorkflowTask(BaseTask):
+class WorkflowTask(BaseTask[P, Any], Generic[P]):
     """The task behind a workflow: calling it records a run and queues its start, all or nothing."""
 
     abstract = True
@@ -56,7 +56,7 @@ class WorkflowTask(BaseTask):
         """A result as Markdown for people; JSON unless the workflow says otherwise."""
         return f"```json\n{json.dumps(result, indent=2, ensure_ascii=False)}\n```"
 
-    def delay(self, *args: Any, **kwargs: Any) -> WorkflowRun:
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowRun:
         """Start a run and return its handle at once, however large the workflow.
 
         Raises:
@@ -121,11 +121,13 @@ class WorkflowTask(BaseTask):
         Raises:
             CallRefused: they don't fit the function's parameters, or `prepare` refuses them.
         """
-        try:
-            inspect.signature(self.build).bind(*args, **kwargs)
-        except TypeError as error:
-            raise CallRefused(self.__name__, f"{error}; it takes {inspect.signature(self.build)}") from None
+        arguments.check(self.__name__, self.parameters, args, kwargs)
         return self.prepare(*args, **kwargs) if self.prepare is not None else (args, kwargs)
+
+    @cached_property
+    def parameters(self) -> inspect.Signature:
+        """What a call may give: what the function takes."""
+        return inspect.signature(self.build)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowRun:  # noqa: N802 - Celery's name for it
         """The handle of one of this workflow's runs."""
@@ -137,7 +139,7 @@ class WorkflowTask(BaseTask):
 
 
 @overload
-def workflow(build: Callable[..., Any], /) -> WorkflowTask: ...
+def workflow(build: Callable[P, Any], /) -> WorkflowTask[P]: ...
 @overload
 def workflow(
     *,
@@ -145,10 +147,10 @@ def workflow(
     show: Show | None = None,
     name: str | None = None,
     on_error: OnError = "stop",
-    on_failure: WorkflowTask | None = None,
+    on_failure: WorkflowTask[Any] | None = None,
     undo: bool = False,
     **options: Any,
-) -> Callable[[Callable[..., Any]], WorkflowTask]: ...
+) -> Callable[[Callable[P, Any]], WorkflowTask[P]]: ...
 def workflow(
     build: Callable[..., Any] | None = None,
     /,
@@ -160,7 +162,7 @@ def workflow(
     on_failure: WorkflowTask | None = None,
     undo: bool = False,
     **options: Any,
-) -> WorkflowTask | Callable[[Callable[..., Any]], WorkflowTask]:
+) -> Any:
     """Make a function that returns a canvas a workflow: `f.delay(...)` starts a run of it.
 
     The function runs in a worker. It must build the same canvas each time it gets the same arguments. Should it return

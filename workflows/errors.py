@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from agentlink.errors import AgentLinkError
+from tasks.errors import CallRefused
+
+__all__ = ["CallRefused", "CanvasUnusable", "RunUnknown", "WorkflowError"]
 
 
 class WorkflowError(AgentLinkError):
     """A workflow could not be called, built or followed."""
-
-
-class CallRefused(WorkflowError):
-    """The arguments of a call don't make sense; raised where the call is made, before anything is sent."""
-
-    def __init__(self, workflow: str, problem: str) -> None:
-        super().__init__(workflow, problem)
-        self.workflow, self.problem = workflow, problem
-
-    def __str__(self) -> str:
-        return f"{self.workflow}: {self.problem}"
 
 
 class RunUnknown(WorkflowError):

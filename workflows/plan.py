@@ -18,6 +18,7 @@ from celery.utils.functional import maybe_list
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import DEPTH_HEADER, checked_depth
 from workflows.errors import CanvasUnusable
+from workflows.fitting import check_steps
 from workflows.graph import children, notation
 from workflows.states import StepState
 from workflows.store import PLACE_HEADER, REPLAY_HEADER, StepRecord
@@ -52,10 +53,11 @@ def plan(
     `overrides` are arguments for steps, by their ids, in place of those they have in the canvas.
 
     Raises:
-        CanvasUnusable: there is no step in it that could answer for the run.
+        CanvasUnusable: there is no step in it that could answer for the run, or one whose arguments don't fit.
         FanOutExceeded: a workflow in it would be too deep.
     """
     canvas = _with_one_last_step(_own(canvas, app), app)
+    check_steps(canvas, app)
     last = _last(canvas)
     steps = []
     for leaf, numbers in _leaves(canvas, ()):

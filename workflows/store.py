@@ -453,6 +453,7 @@ def _error_text(result: Any) -> str:
         return str(result)[:_ERROR_MAX_CHARS]
     message = result.get("exc_message")
     words = ", ".join(map(str, message)) if isinstance(message, (list, tuple)) else str(message)
+    words = result.get("exc_text") or words  # it says something else than its arguments
     return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
 
 

@@ -27,6 +27,7 @@ from agentlink.broker import fanout
 from agentlink.broker.along import HEADER, Stored, leave
 from agentlink.broker.calls import Command
 from agentlink.broker.errors import refuses_to_write
+from agentlink.broker.exceptions import WholeExceptions, as_raised
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
 from agentlink.broker.sentinel import SentinelConnection
 from agentlink.broker.stored import LargeResults
@@ -52,7 +53,7 @@ _TURN = ("agentlink_place", "replaced_task_nesting", "retries")
 _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text()
 
 
-class ResultBackend(LargeResults):
+class ResultBackend(WholeExceptions, LargeResults):
     """The result backend of every AgentLink process."""
 
     recorders: ClassVar[list[Recorder]] = []
@@ -103,6 +104,7 @@ class ResultBackend(LargeResults):
         **kwargs: Any,
     ) -> None:
         """Store the failure and record the change; a task that ignores its result is recorded all the same."""
+        exc, traceback = as_raised(exc, traceback)
         if not store_result:
             self._record_only(task_id, "FAILURE", self.prepare_exception(exc), traceback, request)
         super().mark_as_failure(task_id, exc, traceback, request=request, store_result=store_result, **kwargs)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +194,45 @@ def immediate(value: int) -> int:
 @workflow
 def unbuildable(message: str) -> Any:
     raise ValueError(message)
+
+
+class Overdrawn(Exception):
+    """Can only be made by keywords, and holds what can't leave its process."""
+
+    def __init__(self, *, account: str, missing: float) -> None:
+        super().__init__(f"{account} lacks {missing}")
+        self.account, self.missing, self.seen_by = account, missing, threading.Lock()
+
+
+@task
+def overdraw(account: str, *, several: bool = False) -> None:
+    try:
+        {}["the cause"]
+    except KeyError as cause:
+        overdrawn = Overdrawn(account=account, missing=2.5)
+        raise (ExceptionGroup("several", [overdrawn, OSError("and this")]) if several else overdrawn) from cause
+
+
+@task
+def fail_elsewhere() -> None:
+    """With an exception that the caller has no class for."""
+    module = types.ModuleType("elsewhere")
+    sys.modules["elsewhere"] = module
+    module.Rejected = type("Rejected", (Exception,), {"__module__": "elsewhere"})  # type: ignore[attr-defined]
+    error = module.Rejected("order", 7)
+    error.fields = ["size"]
+    raise error
+
+
+@workflow
+def overdraws(account: str) -> Any:
+    return chain(add.si(1, 1), overdraw.si(account))
+
+
+@workflow
+def unfit(path: str) -> Any:
+    """Its last step is given too much."""
+    return chain(append_line.si(path, "begun"), twice.si(1, 2))
 
 
 @workflow

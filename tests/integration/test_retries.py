@@ -71,7 +71,7 @@ def test_a_waiting_step_is_shown_as_retrying_with_its_error(system: System, ledg
     wait_until(lambda: system.client.zcard("agentlink:delayed:cpu") == 1, what="the retry in the broker")
     wait_until(lambda: run.steps()[0].state is StepState.RETRYING, what="the step's state")
     step = run.steps()[0]
-    assert (step.attempt, step.error) == (1, "KeyError: it")
+    assert (step.attempt, step.error) == (1, "KeyError: 'it'")
     system.client.delete("agentlink:delayed:cpu")
 
 

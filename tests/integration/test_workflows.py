@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from celery import group
@@ -12,6 +13,7 @@ from tests.integration import sample
 from tests.integration.system import System
 from tests.waiting import wait_until
 from workflows import CallRefused, RunState, StepState, WorkflowRun
+from workflows.errors import CanvasUnusable
 
 
 @pytest.fixture
@@ -93,6 +95,24 @@ def test_wrong_arguments_are_refused_where_the_call_is_made(system: System) -> N
     with pytest.raises(CallRefused, match="missing a required argument: 'count'"):
         sample.sums.delay()
     assert system.client.dbsize() == 0
+
+
+def test_so_are_those_of_a_task(system: System) -> None:
+    with pytest.raises(CallRefused, match=r"sample.add: missing a required argument: 'y'; it takes \(x: int, y: int\)"):
+        sample.add.apply_async((1,))
+    assert system.client.dbsize() == 0
+
+
+def test_a_canvas_with_a_step_that_does_not_fit_fails_its_run_before_any_step_begins(
+    system: System, path: Path
+) -> None:
+    system.start_worker()
+    run = sample.unfit.delay(str(path))
+    with pytest.raises(CanvasUnusable, match=r"sample.twice: too many positional arguments; it takes \(number: int\)"):
+        run.get(timeout=20)
+    assert run.progress.state is RunState.FAILED
+    assert run.steps() == []
+    assert path.read_text() == ""
 
 
 def test_a_run_waits_for_a_worker(system: System) -> None:

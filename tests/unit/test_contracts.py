@@ -265,3 +265,17 @@ def test_a_consumers_timer_calls_repeatedly_and_can_be_told_to_cease(timer: Any)
 def test_remote_control_commands_take_the_words_we_use() -> None:
     words = inspect.signature(celery_control.Panel._register).parameters
     assert {"name", "signature", "args", "variadic", "default_timeout"} <= words.keys()
+
+
+def test_celery_tells_its_result_store_of_a_failure_while_the_exception_is_handled() -> None:
+    """Of the exception it hands in something like it, with the same traceback, where that can't be pickled."""
+    for method, parameters in (("prepare_exception", ["exc", "serializer"]), ("exception_to_python", ["exc"])):
+        assert list(inspect.signature(getattr(RedisBackend, method)).parameters) == ["self", *parameters]
+    source = inspect.getsource(trace.TraceInfo.handle_failure)
+    assert "exc = get_pickleable_exception(orig_exc)" in source
+    assert "task.backend.mark_as_failure(\n" in source
+
+
+def test_celery_checks_a_calls_arguments_with_a_function_that_has_no_body() -> None:
+    assert "check_arguments = self.__header__" in inspect.getsource(Task.apply_async)
+    assert app.tasks["celery.accumulate"].__header__(1, 2, index=0) == 1

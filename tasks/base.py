@@ -20,6 +20,7 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
+from agentlink.broker.limits import LIMIT
 from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import register
@@ -28,6 +29,7 @@ from agentlink.units import parse_size
 from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
 from tasks.errors import MemoryLimitExceeded
+from tasks.limits import Limits
 from tasks.retries import retry_options
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class BaseTask(Task):
     memory_bytes: int | None = None
     #: CPU cores one call keeps busy; None: not known.
     cpu_cores: float | None = None
+    #: How many calls of a key may run at once, and how often one may begin; None: as the workers can.
+    limits: Limits | None = None
 
     #: How many times a call may begin, whatever ended the attempt before: an error in `retry_for`, a `self.retry()`, or
     #: the death of its process. After the last, the error is the task's failure, and a death makes it a dead letter.
@@ -169,21 +173,24 @@ class App(Celery):
         register()
         super().__init__(main, task_cls=BaseTask, **kwargs)
 
-    def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a task by name; `Task.delay` and `apply_async` come through here too.
 
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
+            ValueError: the task is limited, and the key can't be made of the arguments.
         """
-        _fit_soft_limit(kwargs)
+        _fit_soft_limit(options)
         if (sender := self.current_worker_task) is not None:
-            fanout.count(sender.request, kwargs)
+            fanout.count(sender.request, options)
         else:
-            fanout.count_call(kwargs)
-        kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
-        with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
-            return super().send_task(name, *args, producer=producer, **kwargs)
+            fanout.count_call(options)
+        if (limits := getattr(self.tasks.get(name), "limits", None)) is not None:
+            options[LIMIT] = limits.of_call(name, args or (), kwargs or {})
+        options["retry_policy"] = _PUBLISH_RETRY | (options.get("retry_policy") or {})
+        with self.producer_or_acquire(options.pop("producer", None)) as producer:
+            return super().send_task(name, args, kwargs, *more, producer=producer, **options)
 
     def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
         """Celery's, for everything it publishes at once: one call, or all of a group.

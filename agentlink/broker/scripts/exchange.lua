@@ -27,21 +27,22 @@ local function each(count, act)
     for i = at, at + tonumber(count) - 1 do act(ARGV[i]) end
     at = at + tonumber(count)
 end
-local has_places = redis.call('EXISTS', PLACES .. worker) == 1
+-- Whether this worker has places, or anything waits for one: else none of that is looked at.
+local limited = redis.call('EXISTS', PLACES .. worker, QUEUES) > 0
 local function forget(number)
     redis.call('HDEL', KEYS[2], number)
     redis.call('HDEL', KEYS[3], number)
 end
 local function settle(number)
     forget(number)
-    if has_places then leave_place(worker, number, now_ms, freed) end
+    if limited then leave_place(worker, number, now_ms, freed) end
 end
 local function give_back(number, change)
     -- To the head of the queue it came from.
     local flight = redis.call('HGET', KEYS[2], number)
     if flight then
         local key, message = string.match(flight, '^(%Z*)%z(.*)$')
-        local started = change or (has_places and redis.call('HEXISTS', KEYS[3], number) == 1)
+        local started = change or (limited and redis.call('HEXISTS', KEYS[3], number) == 1)
         -- First what frees memory: a full broker refuses a script's first change, if that takes some.
         forget(number)
         return_message(worker, number, key, change and change(message) or message, started, now_us, freed)
@@ -114,7 +115,7 @@ local function take_from(list)
             local until_ms = limits and place_for(list, limits, worker, number, now_us)
             if until_ms then
                 set_apart(list .. '\0' .. message, limits, until_ms, false)
-                to_set_apart = to_set_apart - 1
+                limited, to_set_apart = true, to_set_apart - 1
             elseif message then
                 hand_out(list, message, limits)
             end
@@ -131,7 +132,7 @@ local function note_ready(priority, queue, name)
     table.insert(ready[priority], {queue, name})
     any_ready = true
 end
-if wanted > 0 and redis.call('EXISTS', QUEUES) == 1 then
+if limited and wanted > 0 then
     for i = 4, 3 + queues do
         local queue = queue_at(i)
         for _, name in ipairs(redis.call('ZRANGEBYSCORE', LIMITED .. queue, '-inf', now_ms, 'LIMIT', 0, 100)) do
@@ -179,7 +180,7 @@ for i = 4 + queues, #KEYS do
 end
 if priority and not apart_first then take_apart(priority) end
 
-if redis.call('EXISTS', QUEUES) == 1 then
+if limited then
     for i = 4, 3 + queues do
         local first = redis.call('ZRANGE', LIMITED .. queue_at(i), 0, 0, 'WITHSCORES')
         if first[2] and first[2] ~= 'inf' then due_at(math.max(tonumber(first[2]), now_ms + 1)) end

@@ -72,6 +72,8 @@ class BaseTask(Task):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the two words for attempts together, also where a task was not made by `@task`."""
         super().__init_subclass__(**kwargs)
+        if cls.builds_canvas and vars(cls).keys() & {"concurrency", "rate"}:
+            raise ValueError("want concurrency and rate on a workflow's tasks: the workflow itself ends as they begin")
         if "max_attempts" in vars(cls) and "max_retries" not in vars(cls):
             cls.max_retries = cls.max_attempts - 1
 

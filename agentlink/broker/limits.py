@@ -27,7 +27,7 @@ QUEUES_KEY = "agentlink:limited"
 
 # So that a mark is found among the first bytes of a message, whatever is in it.
 _KEY_MAX, _ID_MAX = 200, 100
-_MARK_MAX_BYTES = 2048
+_MARK_MAX_BYTES = 4096
 _NAMES = {"LIMIT": LIMIT_PREFIX, "LIMITED": LIMITED_PREFIX, "PLACES": PLACES_PREFIX, "QUEUES": QUEUES_KEY}
 _SCRIPT = resources.files(__package__).joinpath("scripts", "limits.lua").read_text()
 _MARK_MAX = f"local MARK_MAX = {_MARK_MAX_BYTES}\n"
@@ -67,16 +67,23 @@ def waiting(client: redis.Redis) -> list[dict[str, Any]]:
     """The keys of which messages wait, most of them first: queue, key, how many wait, how many workers have."""
     found: list[dict[str, Any]] = []
     for queue in sorted(_text(queue) for queue in client.smembers(QUEUES_KEY)):
-        for name in _names(client, queue):
-            waiting = client.zcard(f"{LIMITED_PREFIX}{queue}\1{name}")
-            held = client.scard(f"{LIMIT_PREFIX}{name}:held")
-            found.append({"queue": queue, "key": json.loads(f'"{name}"'), "waiting": waiting, "held": held})
+        names = _names(client, queue)
+        with client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.zcard(f"{LIMITED_PREFIX}{queue}\1{name}")
+                pipe.scard(f"{LIMIT_PREFIX}{name}:held")
+            counts = pipe.execute()
+        for name, waits, held in zip(names, counts[::2], counts[1::2], strict=True):
+            found.append({"queue": queue, "key": json.loads(f'"{name}"'), "waiting": waits, "held": held})
     return sorted(found, key=lambda one: -one["waiting"])
 
 
 def waiting_in(client: redis.Redis, queue: str) -> int:
     """How many messages of a queue wait for a place."""
-    return sum(int(client.zcard(f"{LIMITED_PREFIX}{queue}\1{name}")) for name in _names(client, queue))
+    with client.pipeline(transaction=False) as pipe:
+        for name in _names(client, queue):
+            pipe.zcard(f"{LIMITED_PREFIX}{queue}\1{name}")
+        return sum(pipe.execute())
 
 
 def _names(client: redis.Redis, queue: str) -> list[str]:

@@ -11,7 +11,7 @@ from celery import chain, chord
 
 from tasks import task
 from tests.chaos import ledger
-from tests.integration.sample import total, wait_for_file
+from tests.integration.sample import add, total, wait_for_file
 from workflows import workflow
 
 RATE_PER_S = 10
@@ -69,6 +69,17 @@ def dies_once(self: Any, path: str, mark: str) -> int:
 @workflow
 def one_after_the_other(count: int, path: str) -> Any:
     return chain(chord([alone.s(number, path) for number in range(count)], total.s()), alone.s(path))
+
+
+@workflow
+def without_a_key() -> Any:
+    """The key of its second step can't be made of what the first has returned."""
+    return chain(add.si(1, 1), ask_for.s())
+
+
+@task(concurrency=1, key="{question[model]}")
+def ask_for(question: dict[str, str]) -> dict[str, str]:
+    return question
 
 
 @workflow

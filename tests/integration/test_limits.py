@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from celery.exceptions import TaskRevokedError
+from rich.console import Console
 
+from agentlink import status
 from agentlink.broker import limits, queues
 from tasks import app
 from tests.chaos import ledger
@@ -72,8 +74,8 @@ class TestWithTwoWorkers:
         assert len(begun) == 31
         # What is handed out in time may begin a little later, and so be nearer to the next than it was.
         seconds = [later - earlier for earlier, later in zip(begun, begun[limited.RATE_PER_S :], strict=False)]
-        assert min(seconds) >= 0.85
-        assert begun[-1] - begun[0] <= 3.0 * 1.25
+        assert min(seconds) >= 0.7
+        assert 2.7 <= begun[-1] - begun[0] <= 5.0
         assert _at_once(ledger.read(path)[0]) == 1
 
     def test_steps_of_a_canvas_wait_for_each_other(self, system: System, path: Path) -> None:
@@ -85,6 +87,12 @@ class TestWithTwoWorkers:
 
     def test_a_key_may_be_made_of_what_comes_from_the_step_before(self, system: System, path: Path) -> None:
         assert limited.by_answer.delay(str(path)).get(timeout=30) == 7
+
+    def test_a_run_in_which_a_key_can_not_be_made_fails(self, system: System) -> None:
+        run = limited.without_a_key.delay()
+        with pytest.raises(Exception, match="the key of a call can't be made of its arguments"):
+            run.get(timeout=10)
+        assert run.status == "FAILED"
 
     def test_another_attempt_waits_for_a_place_like_the_first(self, system: System, path: Path) -> None:
         results = [limited.fails_once.delay(str(path)) for _ in range(5)]
@@ -114,6 +122,11 @@ def test_what_waits_takes_no_process_and_is_shown_and_purged(system: System, pat
     wait_until(lambda: system.in_flight() == 2, what="nothing but those two with the worker")
     assert limits.waiting(system.client) == [{"queue": "cpu", "key": "held", "waiting": 10, "held": 2}]
     assert queues.lengths(system.client, ["cpu"]) == [{"name": "cpu", "waiting": 0, "delayed": 0, "limited": 10}]
+    facts = status.collect(system.settings)
+    with (console := Console(width=200)).capture() as shown:
+        status.show(facts, console)
+    assert "queue     cpu: 0 waiting, 10 at a limit" in shown.get()
+    assert "limit     held in cpu: 10 waiting, 2 with workers" in shown.get()
     assert app.control.purge() == 10
     go.touch()
     assert [result.get(timeout=20) for result in results[:2]] == [1, 1]

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import fakeredis
 import pytest
 
-from agentlink.broker import limits, queues, revoked
-from agentlink.broker.lease import BEAT, DELAYED_PREFIX, LIMITS, RUNS_STEP, TURNS, Lease
+from agentlink.broker import dead_letters, limits, queues, revoked
+from agentlink.broker.lease import DELAYED_PREFIX, RUNS_STEP, TURNS, Lease, Taken
 from agentlink.broker.limits import Limit
 from agentlink.broker.publishing import _PURGE
 from agentlink.broker.transport import Channel
 from tasks import app, task
 from tasks.limits import limits_of
 from tests.integration import sample
+from tests.waiting import wait_until
+from workflows import workflow
 
 SEP = Channel.sep
 LISTS = [
@@ -210,10 +213,12 @@ class TestEnds:
         dead.exchange(broker.client, (), (), 0)
         lease = broker.lease(length_s=0.2)
         assert broker.take(lease, 5) == {}
-        deadline = time.monotonic() + 5
-        while not (taken := broker.take(lease, 5)) and time.monotonic() < deadline:
-            time.sleep(0.02)
+
+        def look() -> dict[str, str]:
             lease._beat(broker.client, begin=False)
+            return broker.take(lease, 5)
+
+        taken = wait_until(look, what="the end of the dead worker's lease")
         assert list(taken) == ["a", "b"]
         assert [one.get("agentlink_deliveries", 0) for one in broker.messages] == [0, 1]
         for tag in taken.values():
@@ -245,6 +250,21 @@ class TestEnds:
             broker.client.execute_command(*command)
         assert list(broker.take(lease, 5)) == ["a", "b", "c"]
         assert [one.get("agentlink_revoked") for one in broker.messages] == [True, True, None]
+
+    def test_what_the_worker_is_told_reaches_those_who_know_of_the_revoked(self) -> None:
+        told: list[str] = []
+        channel: Any = SimpleNamespace(
+            on_revoked=told.append, lease=SimpleNamespace(tag=str), qos=SimpleNamespace(in_hand=0, prefetch_count=0)
+        )
+        message = b'{"agentlink_revoked": true, "headers": {"id": "a"}, "properties": {}}'
+        payload = Channel._payload(channel, Taken(number=1, key="cpu", message=message))
+        assert told == ["a"]
+        assert "agentlink_revoked" not in payload
+
+    def test_a_letter_sent_again_has_its_limit(self, broker: Broker) -> None:
+        marked = TWO.marked(json.dumps({"body": "", "headers": {"id": "a"}}), "a", 0)
+        again = json.dumps(dead_letters._as_new(json.loads(f'{{"agentlink_deliveries": 2, {marked[1:]}')))
+        assert again.startswith(marked[:60])
 
     def test_purged_they_are_gone(self, broker: Broker) -> None:
         lease = broker.lease()
@@ -300,7 +320,7 @@ class TestRates:
         broker.send(Limit(key="k", most=1, interval_us=50_000), "a", "b", "c")
         tags = broker.take(lease, 5)
         assert list(tags) == ["a"]
-        time.sleep(0.06)
+        wait_until(lambda: not broker.client.exists("agentlink:limit:k:clock"), what="the time of the next")
         assert broker.take(lease, 5) == {}
         broker.done(lease, tags["a"])
         tags = broker.take(lease, 5)
@@ -387,6 +407,10 @@ class TestDeclarations:
         assert words in str(refused.value)
         assert "tests.not_made" not in app.tasks
 
+    def test_a_workflow_has_none(self) -> None:
+        with pytest.raises(ValueError, match="want concurrency and rate on a workflow's tasks"):
+            workflow(concurrency=1)(_call).delay("m")
+
     def test_a_task_without_limits_has_none(self) -> None:
         assert sample.add.limits is None
 
@@ -399,4 +423,3 @@ def test_messages_without_limits_leave_no_trace(broker: Broker) -> None:
     broker.done(lease, tags["a"])
     assert list(broker.take(lease, 5)) == ["b"]
     assert broker.left() == []
-    assert LIMITS in BEAT

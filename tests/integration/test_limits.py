@@ -19,6 +19,7 @@ from tests.integration import limited, sample
 from tests.integration.conftest import running_system
 from tests.integration.system import System, Worker
 from tests.waiting import wait_until
+from workflows import RunState
 
 LEASE_S = 1.0
 
@@ -92,7 +93,7 @@ class TestWithTwoWorkers:
         run = limited.without_a_key.delay()
         with pytest.raises(Exception, match="the key of a call can't be made of its arguments"):
             run.get(timeout=10)
-        assert run.status == "FAILED"
+        assert run.record().state == RunState.FAILED
 
     def test_another_attempt_waits_for_a_place_like_the_first(self, system: System, path: Path) -> None:
         results = [limited.fails_once.delay(str(path)) for _ in range(5)]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import redis
 from celery.exceptions import TaskRevokedError
 from rich.console import Console
 
 from agentlink import status
 from agentlink.broker import limits, queues
+from agentlink.broker.lease import DELAYED_PREFIX, Lease
+from agentlink.broker.limits import Limit
+from agentlink.broker.transport import Channel
 from tasks import app
 from tests.chaos import ledger
 from tests.chaos.ledger import Attempt
@@ -191,3 +197,48 @@ def test_a_broker_that_is_killed_knows_who_waits(system: System, path: Path) -> 
     go.touch()
     assert [result.get(timeout=30) for result in results] == [1] * 6
     assert len(ledger.read(path)[0]) == 6
+
+
+@pytest.mark.parametrize("what", ["acknowledged", "given back", "nothing", "set apart"])
+def test_a_full_broker_still_hands_out_places(system: System, what: str) -> None:
+    """Refused, that would keep what has to end for memory to be freed from running."""
+    client = redis.Redis(unix_socket_path=str(system.settings.socket_path))
+    lease = Lease(partial(redis.Redis, connection_pool=client.connection_pool), length_s=30.0, separator=Channel.sep)
+    lease.begin()
+    limit = Limit(key="k", most=2 if what == "nothing" else 1, interval_us=1, ahead_us=1000)
+
+    def send(name: str) -> None:
+        client.lpush("cpu", limit.marked(json.dumps({"body": name, "headers": {"id": name}}), name, 0))
+
+    def take(wanted: int = 5) -> list[str]:
+        taken, _ = lease.exchange(client, ["cpu"], [f"{DELAYED_PREFIX}cpu"], wanted)
+        tags.extend(lease.tag(one) for one in taken)
+        return [json.loads(one.message)["body"] for one in taken]
+
+    tags: list[str] = []
+    for name in "abc":
+        send(name)
+    assert take() == (["a", "b"] if what == "nothing" else ["a"])
+    if what == "nothing":  # a place becomes free in a step of its own
+        lease.acknowledge(tags[0])
+        take(0)
+    if what == "set apart":
+        send("d")
+    before = client.config_get("maxmemory")["maxmemory"]
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.OutOfMemoryError):
+            client.set("anything", 1)
+        if what == "acknowledged":
+            lease.acknowledge(tags[0])
+        elif what == "given back":
+            lease.give_back(tags[0])
+        taken = take()
+    finally:
+        client.config_set("maxmemory", before)
+    expected = {"acknowledged": ["b"], "given back": ["a"], "nothing": ["c"], "set apart": []}
+    assert taken == expected[what]
+    assert limits.waiting_in(client, "cpu") == {"acknowledged": 1, "given back": 2, "nothing": 0, "set apart": 3}[what]
+    lease.end()
+    assert app.control.purge() == {"acknowledged": 2, "given back": 3, "nothing": 2, "set apart": 4}[what]
+    assert not _left(system)

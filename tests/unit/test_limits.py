@@ -1,72 +1,21 @@
-"""Limits by key: what a declaration means, and what the scripts that hand out messages make of it."""
+"""Limits by key: what the scripts that hand out messages, and those that end with one, make of them."""
 
 from __future__ import annotations
 
 import json
-import random
 import time
-from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import fakeredis
 import pytest
 
 from agentlink.broker import dead_letters, limits, queues, revoked
-from agentlink.broker.lease import DELAYED_PREFIX, LEASES_KEY, RUNS_STEP, TURNS, Lease, Taken
+from agentlink.broker.lease import DELAYED_PREFIX, Taken
 from agentlink.broker.limits import Limit
 from agentlink.broker.publishing import _PURGE
 from agentlink.broker.transport import Channel
-from tasks import app, task
-from tasks.limits import limits_of
-from tests.integration import sample
+from tests.unit.made_broker import Broker
 from tests.waiting import wait_until
-from workflows import workflow
-
-SEP = Channel.sep
-LISTS = [
-    name
-    for step in reversed(range(RUNS_STEP))
-    for name in (queues.keys("cpu")[step], queues.keys("cpu")[step + RUNS_STEP])
-]
-
-
-class Broker:
-    """A broker, its workers' leases, and messages named by their ids."""
-
-    def __init__(self) -> None:
-        self.server = fakeredis.FakeServer(server_type="valkey")
-        self.client = fakeredis.FakeRedis(server=self.server)
-
-    def lease(self, length_s: float = 30.0) -> Lease:
-        lease = Lease(partial(fakeredis.FakeRedis, server=self.server), length_s=length_s, separator=SEP)
-        lease.worker = "made up"  # so that no thread renews it
-        lease._claim(self.client)
-        return lease
-
-    def send(
-        self, limit: Limit | None, *ids: str, priority: int = 0, root: str | None = None, queue: str = "cpu"
-    ) -> None:
-        for task_id in ids:
-            message = json.dumps({"body": '"agentlink_limits"', "headers": {"id": task_id}, "properties": {}})
-            step = priority + (RUNS_STEP if root else 0)
-            key = queues.keys(queue)[step] + (f"\1{root}" if root else "")
-            text = limit.marked(message, task_id, priority) if limit else message
-            self.client.eval(TURNS + "enqueue(KEYS[1], ARGV[1])", 1, key, text)
-
-    def take(self, lease: Lease, wanted: int = 1, queue: str = "cpu") -> dict[str, str]:
-        """The tags of what is taken, by the ids."""
-        lists = [name.replace("cpu", queue) for name in LISTS]
-        taken, self.next_due_s = lease.exchange(self.client, lists, [DELAYED_PREFIX + queue], wanted)
-        self.messages = [json.loads(one.message) for one in taken]
-        return {json.loads(one.message)["headers"]["id"]: lease.tag(one) for one in taken}
-
-    def done(self, lease: Lease, tag: str) -> None:
-        lease.acknowledge(tag)
-
-    def left(self) -> list[str]:
-        """What the limits have left in the broker."""
-        return sorted(key.decode() for key in self.client.keys("agentlink:limit*") + self.client.keys("*places*"))
 
 
 @pytest.fixture
@@ -284,84 +233,6 @@ class TestEnds:
         assert broker.left() == []
 
 
-class Simulation:
-    """Workers that take, finish, give back and die as a dice says, and what must hold meanwhile."""
-
-    KEYS: ClassVar = {"k": 1, "l": 2, "m": 5}
-
-    def __init__(self, broker: Broker, seed: int) -> None:
-        self.broker, self.dice = broker, random.Random(seed)
-        self.sent: set[str] = set()
-        self.finished: list[str] = []
-        self.leases = [broker.lease() for _ in range(3)]
-        self.in_hand: dict[Lease, dict[str, str]] = {lease: {} for lease in self.leases}
-
-    def send(self) -> None:
-        key = self.dice.choice([*self.KEYS, ""])
-        task_id = f"{key}:{len(self.sent)}"
-        self.sent.add(task_id)
-        limit = Limit(key=key, most=self.KEYS[key]) if key else None
-        priority, root = self.dice.choice([0, 0, 5]), self.dice.choice([None, "r", "s"])
-        self.broker.send(limit, task_id, priority=priority, root=root, queue=self.dice.choice(["cpu", "io"]))
-
-    def take(self, lease: Lease) -> None:
-        taken = self.broker.take(lease, self.dice.randint(1, 4), self.dice.choice(["cpu", "io"]))
-        for task_id, tag in taken.items():
-            self.in_hand[lease][task_id] = tag
-            if self.dice.random() < 0.5:
-                lease.started(tag)
-
-    def end_one(self, lease: Lease) -> None:
-        if not self.in_hand[lease]:
-            return
-        task_id = self.dice.choice(sorted(self.in_hand[lease]))
-        tag = self.in_hand[lease].pop(task_id)
-        end = self.dice.choice(["finish", "finish", "give back", "die", "evict"])
-        if end == "finish":
-            lease.acknowledge(tag)
-            self.finished.append(task_id)
-        elif end == "evict":
-            lease.give_back_evicted(tag, 1, 1000)
-        else:
-            lease.give_back(tag, counted=end == "die")
-
-    def kill(self, lease: Lease) -> None:
-        lease.exchange(self.broker.client, (), (), 0)  # what it has said of those that finished was heard
-        self.broker.client.zadd(LEASES_KEY, {lease.worker: 1})
-        self.leases.remove(lease)
-        del self.in_hand[lease]
-        heir = self.broker.lease()
-        self.leases.append(heir)
-        self.in_hand[heir] = {}
-
-    def check(self) -> None:
-        for key, most in self.KEYS.items():
-            running = [it for hand in self.in_hand.values() for it in hand if it.startswith(f"{key}:")]
-            assert len(running) <= most
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_whatever_happens_limits_hold_and_each_message_is_finished_once(broker: Broker, seed: int) -> None:
-    it = Simulation(broker, seed)
-    for turn in range(400):
-        lease = it.dice.choice(it.leases)
-        if turn < 250 and it.dice.random() < 0.4:
-            it.send()
-        it.dice.choices([it.take, it.end_one, it.kill], weights=[10, 10, 1])[0](lease)
-        it.check()
-    for _ in range(20_000):
-        if len(it.finished) == len(it.sent):
-            break
-        lease = it.dice.choice(it.leases)
-        it.take(lease)
-        it.end_one(lease)
-        it.check()
-    assert sorted(it.finished) == sorted(it.sent)
-    for lease in it.leases:
-        lease.exchange(broker.client, (), (), 0)
-    assert broker.left() == []
-
-
 class TestRates:
     def test_one_comes_when_it_is_due(self, broker: Broker) -> None:
         lease = broker.lease()
@@ -406,92 +277,6 @@ class TestRates:
         assert list(tags) == ["b"]
         broker.done(lease, tags["b"])
         assert broker.take(lease, 5) == {}
-
-
-def _call(model: str, prompt: str = "none", *rest: Any, **more: Any) -> None: ...
-
-
-def _key_of(key: Any, *args: Any, bind: bool = False, **kwargs: Any) -> str:
-    declared = limits_of(_call, 1, None, key, {"bind": bind})
-    assert declared is not None
-    return declared.of_call("tests.call", args, kwargs).key
-
-
-class TestDeclarations:
-    @pytest.mark.parametrize(
-        ("key", "args", "kwargs", "expected"),
-        [
-            pytest.param(None, ("m",), {}, "tests.call", id="the task's name"),
-            pytest.param("model:{model}", ("m",), {}, "model:m", id="by place"),
-            pytest.param("model:{model}", (), {"model": "m"}, "model:m", id="by name"),
-            pytest.param("{prompt}", ("m",), {}, "none", id="default"),
-            pytest.param("{more[user]}", ("m",), {"user": 7}, "7", id="others by name"),
-            pytest.param("{model:.2}{{}}", ("mistral",), {}, "mi{}", id="format"),
-            pytest.param("one", ("m",), {}, "one", id="the same for all"),
-            pytest.param(lambda model, prompt, *_, **__: f"{model}/{len(prompt)}", ("m",), {}, "m/4", id="function"),
-        ],
-    )
-    def test_the_key_of_a_call(self, key: Any, args: Any, kwargs: Any, expected: str) -> None:
-        assert _key_of(key, *args, **kwargs) == expected
-
-    def test_a_bound_tasks_own_self_is_no_argument(self) -> None:
-        assert _key_of("{prompt}", "p", bind=True) == "p"
-
-    @pytest.mark.parametrize(
-        ("key", "words"),
-        [
-            pytest.param("{more[user]}", "can't be made of its arguments by '{more", id="nothing there"),
-            pytest.param(lambda *_: 7, "want a text for the key of a call, got 7", id="no text"),
-        ],
-    )
-    def test_a_call_whose_key_can_not_be_made_is_refused(self, key: Any, words: str) -> None:
-        with pytest.raises(ValueError, match=r"^tests\.call: ") as refused:
-            _key_of(key, "m")
-        assert words in str(refused.value)
-
-    @pytest.mark.parametrize(
-        ("rate", "interval_us", "ahead_us"),
-        [("60/m", 1_000_000, 0), ("5/s", 200_000, 0), ("1000/h", 3_600_000, 0), (" 100 / s", 10_000, 90_000)],
-    )
-    def test_rates(self, rate: str, interval_us: int, ahead_us: int) -> None:
-        declared = limits_of(_call, None, rate, None, {})
-        assert declared is not None
-        assert declared.of_call("t", (), {}) == Limit(key="t", interval_us=interval_us, ahead_us=ahead_us)
-
-    @pytest.mark.parametrize(
-        ("options", "words"),
-        [
-            ({"rate": "60"}, "want a rate like 5/s, 60/m or 1000/h, up to 1000000/s, got rate='60'"),
-            ({"rate": "0/s"}, "got rate='0/s'"),
-            ({"rate": 5}, "got rate=5"),
-            ({"rate": "99999999/s"}, "got rate='99999999/s'"),
-            ({"concurrency": 0}, "want a whole number of calls from 1 to 1000000, got concurrency=0"),
-            ({"concurrency": True}, "got concurrency=True"),
-            ({"concurrency": "3"}, "got concurrency='3'"),
-            ({"concurrency": 1, "key": "{modle}"}, "names 'modle'; the task's parameters are: model"),
-            ({"concurrency": 1, "key": "{}"}, "names ''; the task's parameters are: model"),
-            ({"concurrency": 1, "key": "{model"}, "want a key like 'model:{model}', got key='{model'"),
-            ({"concurrency": 1, "key": ""}, "or a function of the arguments, got key=''"),
-            ({"concurrency": 1, "key": 7}, "or a function of the arguments, got key=7"),
-            ({"key": "{model}"}, "says nothing without concurrency or rate"),
-            ({"concurrency": 1, "acks_late": False}, "want acks_late with concurrency"),
-        ],
-    )
-    def test_what_makes_no_sense_is_refused_where_it_is_declared(self, options: Any, words: str) -> None:
-        with pytest.raises(ValueError, match=r"want|names|says") as refused:
-
-            @task(name="tests.not_made", **options)
-            def not_made(model: str) -> None: ...
-
-        assert words in str(refused.value)
-        assert "tests.not_made" not in app.tasks
-
-    def test_a_workflow_has_none(self) -> None:
-        with pytest.raises(ValueError, match="want concurrency and rate on a workflow's tasks"):
-            workflow(concurrency=1)(_call).delay("m")
-
-    def test_a_task_without_limits_has_none(self) -> None:
-        assert sample.add.limits is None
 
 
 def test_messages_without_limits_leave_no_trace(broker: Broker) -> None:

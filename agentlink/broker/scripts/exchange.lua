@@ -2,7 +2,7 @@
 --   KEYS[1]  all leases: worker → the server's time, in ms, at which its lease ends
 --   KEYS[2]  this worker's messages in flight: number → queue key, NUL, message
 --   KEYS[3]  numbers of those whose task has been started
---   KEYS[4…3+n]      the delayed messages of n queues
+--   KEYS[4…3+n]      the delayed messages of n queues, named after these
 --   KEYS[4+n…]       the lists to take from, most urgent first
 --   ARGV[1]  the worker        ARGV[2]  n       ARGV[3]  how many messages it wants
 --   ARGV[4]  the number of the first one it gets
@@ -11,8 +11,8 @@
 --   ARGV[9]  how many messages, after those, are acknowledged with a result: number, the result's key, result, seconds it
 --            is kept or '0'
 --   ARGV[10] how many, after those, are given back since their task was evicted: number, how often, bytes to be reserved
--- Returns {0} when the worker has no lease (any more): nothing has been done. Else {1, ms until the next delayed message
--- is due or -1, key, message, key, message …}.
+-- Returns {0} when the worker has no lease (any more): nothing has been done. Else {1, ms until the next delayed message,
+-- or one that waits at a rate, is due or -1, key, message, key, message …}.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
     return {0}
 end

@@ -14,13 +14,14 @@ from rich.text import Text
 
 from agentlink import guard_page, running
 from agentlink import up as up_process
-from agentlink.broker import dead_letters, queues, server
+from agentlink.broker import dead_letters, limits, queues, server
 from agentlink.settings import Settings
 from agentlink.units import format_duration, format_size
 from tasks import app
 from workflows import store
 
 RUNS_SHOWN = 10
+LIMITS_SHOWN = 10
 
 
 def collect(settings: Settings) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         "broker": {"address": settings.shown_url, "running": False, "why": _why_embedded_is_away(settings)},
         "workers": [],
         "queues": [],
+        "limits": [],
         "in_flight": 0,
         "dead_letters": 0,
         "runs": [],
@@ -44,6 +46,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         names = {queue for worker in facts["workers"] for queue in worker["queues"]} | {app.conf.task_default_queue}
         client = app.backend.client
         facts["queues"] = queues.lengths(client, sorted(names))
+        facts["limits"] = limits.waiting(client)
         facts["in_flight"], facts["dead_letters"] = queues.in_flight(client), dead_letters.count(client)
     except (redis.RedisError, OperationalError, OSError) as error:
         facts["broker"] = {"address": settings.shown_url, "running": False, "why": str(error)}
@@ -137,7 +140,11 @@ def show(facts: dict[str, Any], console: Console) -> None:
             console.print(Text.assemble("guard     ", line), soft_wrap=True)
     for queue in facts["queues"]:
         later = f", {queue['delayed']} for later" if queue["delayed"] else ""
-        console.print(f"queue     {queue['name']}: {queue['waiting']} waiting{later}", highlight=False)
+        limited = f", {queue['limited']} at a limit" if queue["limited"] else ""
+        console.print(f"queue     {queue['name']}: {queue['waiting']} waiting{later}{limited}", highlight=False)
+    for limit in facts["limits"][:LIMITS_SHOWN]:
+        said = f"{escape(limit['key'])} in {limit['queue']}: {limit['waiting']} waiting, {limit['held']} with workers"
+        console.print(f"limit     {said}", highlight=False, soft_wrap=True)
     console.print(f"in flight {facts['in_flight']}", highlight=False)
     if facts["dead_letters"]:
         console.print(f"dead      {facts['dead_letters']}: `agentlink dead` lists them", highlight=False)

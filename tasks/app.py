@@ -22,6 +22,7 @@ from agentlink.settings import Settings, load
 from resource_guard import celery_step as guard_step
 from tasks import soft_signal
 from tasks.base import App, BaseTask, P, R, task_options
+from tasks.limits import Key, limits_of
 
 
 def _settings() -> Settings:
@@ -69,6 +70,9 @@ def task(
     max_attempts: int | None = None,
     retry_backoff: str | float | None = None,
     retry_backoff_max: str | float | None = None,
+    concurrency: int | None = None,
+    rate: str | None = None,
+    key: Key | None = None,
     **options: Any,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], BaseTask[P, R]]: ...
 @overload
@@ -81,6 +85,9 @@ def task(
     max_attempts: int | None = None,
     retry_backoff: str | float | None = None,
     retry_backoff_max: str | float | None = None,
+    concurrency: int | None = None,
+    rate: str | None = None,
+    key: Key | None = None,
     **options: Any,
 ) -> Callable[[Callable[P, R]], BaseTask[P, R]]: ...
 def task(
@@ -93,6 +100,9 @@ def task(
     max_attempts: int | None = None,
     retry_backoff: str | float | None = None,
     retry_backoff_max: str | float | None = None,
+    concurrency: int | None = None,
+    rate: str | None = None,
+    key: Key | None = None,
     **options: Any,
 ) -> Any:
     """Make a function a task: Celery's `app.task`, which may also declare what one call needs and when it is retried.
@@ -104,6 +114,11 @@ def task(
     above `retry_backoff_max` (5m). `max_attempts` (3) is how many times the call may begin in all: attempts that ended
     with such an error and attempts that ended with the death of their process add up. After the last, the error itself
     is the task's failure; a process that died makes it a dead letter.
+
+    `concurrency` is how many calls may run at once, and `rate` ("60/m", "5/s", "1000/h") how often one may begin, over
+    all workers: calls of the same `key`, which is a text with the task's parameters in it ("model:{model}"), a function
+    of the arguments, or, if not given, the task's name; tasks that make the same key share what it allows. What has to
+    wait takes no process.
 
     Everything else (`queue`, `soft_time_limit`, `time_limit`, `bind`, `name` …) is Celery's.
 
@@ -118,7 +133,12 @@ def task(
         "retry_backoff": retry_backoff,
         "retry_backoff_max": retry_backoff_max,
     }
-    decorate = app.task(**task_options(memory, cpu, retry, options))
+    made = task_options(memory, cpu, retry, options)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        limits = limits_of(function, concurrency, rate, key, made)
+        return app.task(function, limits=limits, **made)
+
     return decorate(function) if function is not None else decorate
 
 

@@ -25,6 +25,7 @@ from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
 from agentlink.broker.cancelled import was_cancelled
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
+from agentlink.broker.limits import LIMIT
 from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
 from agentlink.broker.transport import register
@@ -34,6 +35,7 @@ from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
 from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
+from tasks.limits import Limits
 from tasks.retries import retry_options
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ class BaseTask(Task, Generic[P, R]):
     memory_bytes: int | None = None
     #: CPU cores one call keeps busy; None: not known.
     cpu_cores: float | None = None
+    #: How many calls of a key may run at once, and how often one may begin; None: as the workers can.
+    limits: Limits | None = None
 
     #: The task that undoes what a call has done, given its result, when its run fails.
     undo: Task | None = None
@@ -86,6 +90,8 @@ class BaseTask(Task, Generic[P, R]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the two words for attempts together, also where a task was not made by `@task`."""
         super().__init_subclass__(**kwargs)
+        if cls.builds_canvas and vars(cls).keys() & {"concurrency", "rate"}:
+            raise ValueError("want concurrency and rate on a workflow's tasks: the workflow itself ends as they begin")
         if "max_attempts" in vars(cls) and "max_retries" not in vars(cls):
             cls.max_retries = cls.max_attempts - 1
 
@@ -233,21 +239,24 @@ class App(Celery):
         register()
         super().__init__(main, task_cls=BaseTask, **kwargs)
 
-    def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a task by name; `Task.delay` and `apply_async` come through here too.
 
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
+            ValueError: the task is limited, and the key can't be made of the arguments.
         """
-        _fit_soft_limit(kwargs)
+        _fit_soft_limit(options)
         if (sender := self.current_worker_task) is not None:
-            fanout.count(sender.request, kwargs)
+            fanout.count(sender.request, options)
         else:
-            fanout.count_call(kwargs)
-        kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
-        with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
-            return super().send_task(name, *args, producer=producer, **kwargs)
+            fanout.count_call(options)
+        if (limits := getattr(self.tasks.get(name), "limits", None)) is not None:
+            options[LIMIT] = limits.of_call(name, args or (), kwargs or {})
+        options["retry_policy"] = _PUBLISH_RETRY | (options.get("retry_policy") or {})
+        with self.producer_or_acquire(options.pop("producer", None)) as producer:
+            return super().send_task(name, args, kwargs, *more, producer=producer, **options)
 
     def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
         """Celery's, for everything it publishes at once: one call, or all of a group.

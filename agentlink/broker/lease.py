@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 
 import redis
+from kombu.transport.redis import Channel
 from redis.commands.core import Script
 
+from agentlink.broker import limits
 from agentlink.broker.along import Stored
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ STARTED_PREFIX = "agentlink:started:"
 CLAIM_PREFIX = "agentlink:claim:"
 WAKE_PREFIX = "agentlink:wake:"
 DELAYED_PREFIX = "agentlink:delayed:"
+#: The ids of revoked tasks, by when they may be forgotten (seconds since 1970).
+REVOKED_KEY = "agentlink:revoked"
 #: How much the step of the list for messages of runs is above that of the list of the same priority for others.
 RUNS_STEP = 10
 
@@ -41,8 +45,9 @@ ACKNOWLEDGE_AT_ONCE = 64
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
 _DELIVERIES = _SCRIPTS.joinpath("deliveries.lua").read_text()
 TURNS = _SCRIPTS.joinpath("turns.lua").read_text()
-EXCHANGE = _DELIVERIES + TURNS + _SCRIPTS.joinpath("exchange.lua").read_text()
-BEAT = _DELIVERIES + _SCRIPTS.joinpath("beat.lua").read_text()
+LIMITS = limits.lua(WAKE=WAKE_PREFIX, DELAYED=DELAYED_PREFIX, SEPARATOR=Channel.sep, REVOKED=REVOKED_KEY)
+EXCHANGE = _DELIVERIES + TURNS + LIMITS + _SCRIPTS.joinpath("exchange.lua").read_text()
+BEAT = _DELIVERIES + LIMITS + _SCRIPTS.joinpath("beat.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,14 @@ from agentlink.broker import fanout
 from agentlink.broker.calls import ALSO, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
 from agentlink.broker.errors import BrokerUnavailable, reason_of, refuses_to_write
 from agentlink.broker.fanout import COUNTING, TALLY
-from agentlink.broker.lease import DELAYED_PREFIX, RUNS_STEP, TURNS, WAKE_PREFIX
+from agentlink.broker.lease import DELAYED_PREFIX, LIMITS, RUNS_STEP, TURNS, WAKE_PREFIX
+from agentlink.broker.limits import LIMIT, Limit
 
 logger = logging.getLogger(__name__)
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
 _PUBLISH = TURNS + COUNTING + _SCRIPTS.joinpath("publish.lua").read_text()
-_PURGE = _SCRIPTS.joinpath("purge.lua").read_text()
+_PURGE = LIMITS + _SCRIPTS.joinpath("purge.lua").read_text()
 #: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
 #: the end of it reaches a caller that is still there.
 _ACCEPT_FRACTION = 0.75
@@ -69,11 +70,12 @@ class PublishingChannel(kombu_redis.Channel):
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
         also, tally, once = properties.pop(ALSO, []), properties.pop(TALLY, None), properties.pop(ONCE, None)
+        limit = properties.pop(LIMIT, None)
         message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        outgoing = replace(self._outgoing(queue, message), also=also, tally=tally, once=once)
+        outgoing = replace(self._outgoing(queue, message, limit), also=also, tally=tally, once=once)
         bundle = current_bundle.get()
         if bundle is None:
             self.publish([outgoing], also, wanted_by([outgoing]))
@@ -168,17 +170,18 @@ class PublishingChannel(kombu_redis.Channel):
             _LOOK_AT_MEMORY_S if used_fraction > _EASY_FRACTION else _LOOK_AT_MEMORY_EASY_S
         )
 
-    def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
-        headers = message["headers"]
-        key = self._key(queue, self._get_message_priority(message, reverse=False), headers)
+    def _outgoing(self, queue: str, message: dict[str, Any], limit: Limit | None) -> Outgoing:
+        headers, text = message["headers"], dumps(message)
+        priority = self._get_message_priority(message, reverse=False)
+        key = self._key(queue, priority, headers)
+        if limit is not None:
+            text = limit.marked(text, headers["id"], priority)
         eta = headers.get("eta") if headers.get("task") else None
         if eta is None:
-            return Outgoing(key=key, message=dumps(message), due_ms="", wake=WAKE_PREFIX + queue)
+            return Outgoing(key=key, message=text, due_ms="", wake=WAKE_PREFIX + queue)
         due_ms = str(int(datetime.fromisoformat(eta).timestamp() * 1000))
         # The key it belongs under travels with it: one sorted set a queue holds all priorities in the order of time.
-        return Outgoing(
-            key=DELAYED_PREFIX + queue, message=f"{key}\0{dumps(message)}", due_ms=due_ms, wake=WAKE_PREFIX + queue
-        )
+        return Outgoing(key=DELAYED_PREFIX + queue, message=f"{key}\0{text}", due_ms=due_ms, wake=WAKE_PREFIX + queue)
 
     def _key(self, queue: str, priority: int, headers: dict[str, Any]) -> str:
         """Where a message waits. All that one call has led to is one run here: it waits in turn with others."""
@@ -213,7 +216,7 @@ class PublishingChannel(kombu_redis.Channel):
     def _purge(self, queue: str) -> int:
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
         with self.conn_or_acquire() as client:
-            return int(client.eval(_PURGE, 1 + len(lists), DELAYED_PREFIX + queue, *lists))
+            return int(client.eval(_PURGE, 1 + len(lists), DELAYED_PREFIX + queue, *lists, queue))
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)

@@ -7,17 +7,19 @@ from typing import Any
 
 import redis
 
+from agentlink.broker import limits
 from agentlink.broker.lease import DELAYED_PREFIX, IN_FLIGHT_PREFIX, LEASES_KEY
 from agentlink.broker.transport import Channel
 
 
 def lengths(client: redis.Redis, queues: Iterable[str]) -> list[dict[str, Any]]:
-    """One entry a queue: its name, how many messages wait in it, and how many wait for their time."""
+    """One entry a queue: its name, how many messages wait in it, for their time, for a place of their key."""
     return [
         {
             "name": name,
             "waiting": sum(client.llen(key) for key in keys(name)),
             "delayed": client.zcard(DELAYED_PREFIX + name),
+            "limited": limits.waiting_in(client, name),
         }
         for name in queues
     ]

@@ -19,11 +19,10 @@ from celery import Celery, bootsteps
 from celery.worker import state
 
 from agentlink.broker.calls import Command
+from agentlink.broker.lease import REVOKED_KEY
 
 logger = logging.getLogger(__name__)
 
-#: The ids, by when they may be forgotten (seconds since 1970).
-REVOKED_KEY = "agentlink:revoked"
 #: The most ids kept, about ten megabytes of them; the oldest go first.
 KEEP_IDS = 100_000
 
@@ -77,6 +76,10 @@ class Known:
         else:
             self._learn(_recorded(client, max(time.time(), self._read_up_to - _OVERLAP_S)))
 
+    def learn(self, task_id: str) -> None:
+        """Know of one at once: its message comes next."""
+        self._revoked.add(task_id)
+
     def _learn(self, recorded: list[tuple[bytes, float]]) -> None:
         for task_id, forget_at in recorded:
             if (text := task_id.decode()) not in self._revoked:
@@ -104,7 +107,9 @@ class RevokedStep(bootsteps.StartStopStep):
         """After every connect: read it all, then look for news."""
         # This one's timeouts are short: the event loop waits for what it is asked. Not the channel's own client: after
         # mingle, a reply to a neighbour's hello is still waited for on that.
-        client = consumer.task_consumer.channel.line
+        channel = consumer.task_consumer.channel
+        channel.on_revoked = self._known.learn
+        client = channel.line
         self._known.read_all(client)
         self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY_S, self._look, (client,))
 

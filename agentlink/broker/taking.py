@@ -118,6 +118,9 @@ class TakingChannel(kombu_redis.Channel):
         """One connection for all this channel says."""
         raise NotImplementedError
 
+    #: Called with the id of a task that was revoked, before its message is delivered.
+    on_revoked: Callable[[str], None] = staticmethod(lambda _: None)
+
     _runs_first = False
     _news = 0
     _look_at = 0.0
@@ -275,6 +278,8 @@ class TakingChannel(kombu_redis.Channel):
         payload["properties"]["delivery_tag"] = self.lease.tag(taken)
         if self.qos.in_hand > self.qos.prefetch_count > 0:  # others wait here: its result may wait for theirs
             payload["headers"][along.HEADER] = True
+        if payload.pop("agentlink_revoked", None):
+            self.on_revoked(payload["headers"]["id"])
         if evicted := payload.pop("agentlink_evicted", None):
             payload["headers"][EVICTED_HEADER] = evicted
         deliveries = payload.pop("agentlink_deliveries", 0)

@@ -6,7 +6,8 @@
 --   ARGV[6]  the prefix of the channels on which workers listen     ARGV[7]  what parts a queue's name from a priority
 -- Returns {1 if the worker has its lease, else 0, dead worker, number of its messages, …}.
 local clock = redis.call('TIME')
-local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local now_ms = math.floor(now_us / 1000)
 local lease_ms = tonumber(ARGV[2])
 local holds = ARGV[3] == '1' or redis.call('ZSCORE', KEYS[1], ARGV[1])
 
@@ -23,7 +24,7 @@ if holds then
     redis.call('ZADD', KEYS[1], now_ms + lease_ms, ARGV[1])
 end
 
-local answer = {holds and 1 or 0}
+local answer, freed = {holds and 1 or 0}, {}
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now_ms)) do
     local flights, started = ARGV[4] .. dead, ARGV[5] .. dead
     local numbers = redis.call('HKEYS', flights)
@@ -31,10 +32,11 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now_ms
     table.sort(numbers, function(a, b) return tonumber(a) > tonumber(b) end)
     for _, number in ipairs(numbers) do
         local key, message = string.match(redis.call('HGET', flights, number), '^(%Z*)%z(.*)$')
-        if redis.call('HEXISTS', started, number) == 1 then
+        local has_started = redis.call('HEXISTS', started, number) == 1
+        if has_started then
             message = delivered_again(message)
         end
-        redis.call('RPUSH', key, message)
+        return_message(dead, number, key, message, has_started, now_us, freed)
         local parted = string.find(key, ARGV[7], 1, true)
         redis.call('PUBLISH', ARGV[6] .. (parted and string.sub(key, 1, parted - 1) or key), '')
     end
@@ -43,4 +45,5 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now_ms
     answer[#answer + 1] = dead
     answer[#answer + 1] = #numbers
 end
+tell_of(freed, now_ms)
 return answer

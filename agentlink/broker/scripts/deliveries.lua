@@ -17,3 +17,8 @@ local function evicted(message, times, bytes)
     rest = string.gsub(rest, '^"agentlink_evicted": %b[], ', '')
     return deliveries .. '"agentlink_evicted": [' .. times .. ', ' .. bytes .. '], ' .. rest
 end
+
+-- One whose task was revoked, as it is handed to a worker that may not have heard of that.
+local function revoked(message)
+    return '{"agentlink_revoked": true, ' .. string.sub(message, 2)
+end

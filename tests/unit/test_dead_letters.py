@@ -25,9 +25,9 @@ def client() -> fakeredis.FakeRedis:
 
 
 @pytest.fixture(autouse=True)
-def reopeners(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    monkeypatch.setattr(dead_letters, "reopeners", [])
-    return dead_letters.reopeners
+def resumers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setattr(dead_letters, "resumers", [])
+    return dead_letters.resumers
 
 
 def _bury(
@@ -139,18 +139,27 @@ def test_sent_again_a_message_is_where_it_was_taken_from_as_if_nobody_had_tried_
     assert client.keys("agentlink:dead*") == []
 
 
-def test_what_a_letter_means_to_its_run_is_done_with_it_or_not_at_all(
-    client: fakeredis.FakeRedis, reopeners: list[Any]
+def test_the_run_of_a_letter_is_resumed_in_its_place_or_the_letter_stays(
+    client: fakeredis.FakeRedis, resumers: list[Any]
 ) -> None:
-    letter = _bury(client, "a")
-    reopeners.append(lambda one: [["SET", f"reopened:{one.id}", "1"], ["NO SUCH COMMAND"]])
-    with pytest.raises(Exception, match="unknown command"):
+    letter, other = _bury(client, "a"), _bury(client, "b")
+
+    def resume(_: Any, one: DeadLetter) -> bool:
+        if not cured:
+            raise LetterUnknown("not now")
+        resumed.append(one.id)
+        return one.id == "a"
+
+    cured, resumed = False, list[str]()
+    resumers.append(resume)
+    with pytest.raises(LetterUnknown, match="not now"):
         dead_letters.send_again(client, [letter])
     assert dead_letters.read(client, "a") == letter
-    assert client.llen("cpu") == 0
-    reopeners[0] = lambda one: [["SET", f"reopened:{one.id}", "1"]]
-    assert dead_letters.send_again(client, [letter]) == 1
-    assert client.exists("reopened:a")
+    cured = True
+    assert dead_letters.send_again(client, [letter, letter, other]) == 2
+    assert resumed == ["a", "b"]
+    assert client.llen("cpu") == 1  # the letter that is in no run
+    assert dead_letters.count(client) == 0
 
 
 def test_dropped_letters_are_gone(client: fakeredis.FakeRedis) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from agentlink.broker import fanout
 from agentlink.broker.calls import Bundle, Outgoing
 from agentlink.broker.fanout import DEPTH_HEADER, TALLY, FanOutExceeded, Tally, WaitsForSteps
+from agentlink.broker.results import ASK
 from agentlink.settings import load
 from tests.integration import sample
 from workflows import StepState, store
@@ -51,10 +53,18 @@ def _plan(client: fakeredis.FakeRedis, run_id: str, count: int, within: str = ""
     store.record_plan(client, run_id, created, [*steps, last], root_id=root, within=within)
 
 
+def _do(client: fakeredis.FakeRedis, commands: Iterable[Any]) -> None:
+    """As when a result is stored: what is asked first may refuse the rest."""
+    for name, *arguments in commands:
+        if name == ASK and client.eval(*arguments):
+            return
+        if name != ASK:
+            client.execute_command(name, *arguments)
+
+
 def _end(client: fakeredis.FakeRedis, run_id: str, task_id: str, state: str, **facts: Any) -> None:
     request = SimpleNamespace(**({"task": "tests.add", "root_id": ROOT, "agentlink_run": run_id} | facts))
-    for command in store.transition_commands(task_id, state, None, None, request):
-        client.execute_command(*command)
+    _do(client, store.transition_commands(task_id, state, None, None, request))
 
 
 class TestWhatIsSent:
@@ -198,8 +208,7 @@ class TestAgents:
 
     def _end_run(self, client: fakeredis.FakeRedis, run_id: str, state: str, task: str = sample.sums.name) -> None:
         request = SimpleNamespace(task=task, root_id=run_id, agentlink_run=run_id, agentlink_depth=1)
-        for command in store.transition_commands(run_id, state, None, None, request):
-            client.execute_command(*command)
+        _do(client, store.transition_commands(run_id, state, None, None, request))
 
     def test_what_an_agent_calls_is_a_tree_that_counts(self) -> None:
         options = {"agent": "anna", "headers": {"mine": 1}, "task_id": "t"}

@@ -138,5 +138,5 @@ def test_a_canvas_with_a_step_that_does_not_fit_is_refused(shape: str) -> None:
     ids=["partial", "chord", "group", "given as a whole", "typing=False", "unknown", "starmap", "chunks"],
 )
 def test_a_canvas_whose_steps_fit_or_cannot_be_known_is_planned(build: Callable[[], Any]) -> None:
-    _, steps = plan(build(), "run", app)
+    steps = plan(build(), "run", app).steps
     assert steps[-1].id == "run"

@@ -18,15 +18,18 @@ from celery.exceptions import Ignore, Reject
 from kombu.exceptions import LimitExceeded, OperationalError
 
 from agentlink.broker import fanout
-from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
+from agentlink.broker.arguments import ARGUMENTS_HEADER
+from agentlink.broker.calls import DELIVERIES_HEADER, Call, current_bundle, deadline, together
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
 from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
+from agentlink.broker.stored import passed_on
 from agentlink.broker.transport import register
 from agentlink.settings import load
 from agentlink.units import parse_size
 from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
+from tasks.arguments import body_has_ended, put_away
 from tasks.errors import MemoryLimitExceeded
 from tasks.retries import retry_options
 
@@ -82,10 +85,14 @@ class BaseTask(Task):
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
+        if getattr(request, ARGUMENTS_HEADER, None):
+            # The request keeps the references: for a retry, for logs and events.
+            args, kwargs = self.backend.arguments.read(request.id, args, kwargs)
         with fanout.body(request):
-            if (allowed := getattr(request, CAP_HEADER, None)) is None:
-                return self.run(*args, **kwargs)
-            return self._run_capped(allowed, args, kwargs)
+            allowed = getattr(request, CAP_HEADER, None)
+            result = self.run(*args, **kwargs) if allowed is None else self._run_capped(allowed, args, kwargs)
+        body_has_ended(request)
+        return result
 
     def _run_capped(self, allowed: tuple[int, int | None], args: Any, kwargs: Any) -> Any:
         """Run the body with so much memory at most; what wants more is tried with the next size, or has failed."""
@@ -149,13 +156,13 @@ class BaseTask(Task):
         return outcome
 
     def _result_again(self, request: Any) -> Any:
-        """The stored result, for those that come after it if they have not been told."""
+        """The stored result, or the reference to it, for those that come after it if they have not been told."""
         meta = self.backend.patiently(self.backend.get_task_meta, request.id)
         logger.info("task %s has succeeded before; its result stands", request.id)
         if (request.chain or request.callbacks) and not meta.get("children"):
-            return meta["result"]
+            return passed_on(meta)
         if request.chord:
-            self.backend.complete_chord(request, meta["status"], meta["result"])
+            self.backend.complete_chord(request, meta["status"], passed_on(meta))
         raise Ignore
 
 
@@ -169,27 +176,33 @@ class App(Celery):
         register()
         super().__init__(main, task_cls=BaseTask, **kwargs)
 
-    def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a task by name; `Task.delay` and `apply_async` come through here too.
 
         Raises:
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
+            ArgumentNotStored: the same; an argument is too large for a message, and there is no room for its file.
         """
-        _fit_soft_limit(kwargs)
+        _fit_soft_limit(options)
         if (sender := self.current_worker_task) is not None:
-            fanout.count(sender.request, kwargs)
+            fanout.count(sender.request, options)
         else:
-            fanout.count_call(kwargs)
-        kwargs["retry_policy"] = _PUBLISH_RETRY | (kwargs.get("retry_policy") or {})
-        with self.producer_or_acquire(kwargs.pop("producer", None)) as producer:
-            return super().send_task(name, *args, producer=producer, **kwargs)
+            fanout.count_call(options)
+        args, kwargs = put_away(self, name, args, kwargs, options)
+        options["retry_policy"] = _PUBLISH_RETRY | (options.get("retry_policy") or {})
+        with self.producer_or_acquire(options.pop("producer", None)) as producer:
+            return super().send_task(name, args, kwargs, *more, producer=producer, **options)
 
     def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
         """Celery's, for everything it publishes at once: one call, or all of a group.
 
         What is published inside reaches the broker together, within the publish timeout or not at all.
         """
+        # Canvases in each other share the outermost's: were each level to take another, ten levels, or as many threads
+        # with two, would have all of a process's producers, and wait for one more.
+        bundle = current_bundle.get()
+        producer = producer or (bundle and bundle.producer)
         return contextlib.nullcontext(producer) if producer is not None else self._publishing()
 
     @contextlib.contextmanager
@@ -205,7 +218,7 @@ class App(Celery):
                 with (
                     self.producer_pool.acquire(block=True, timeout=_left_s(call)) as producer,
                     _declaring_once(producer),
-                    together(),
+                    together(producer),
                 ):
                     if in_task:
                         # Or kombu would connect where it publishes, and give up after the time that others have.

@@ -71,6 +71,10 @@ class Bundle:
 
     messages: list[Outgoing] = field(default_factory=list)
     channel: Publisher | None = None
+    producer: Any = None
+    #: What has been stored of their arguments, by identity, and what belongs to whom by now; see `arguments`.
+    seen: dict[int, Any] = field(default_factory=dict)
+    bound: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, message: Outgoing) -> None:
         """Gather one more. What can be refused is kept until all of it is known: it is accepted whole or not at all."""
@@ -116,12 +120,15 @@ def deadline(timeout_s: float, *, from_outside: bool = True) -> Iterator[Call]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Send the messages published inside in one step, at the end; should the block fail, none of them."""
+def together(producer: Any = None) -> Iterator[None]:
+    """Send the messages published inside in one step, at the end; should the block fail, none of them.
+
+    `producer` is what they are published with.
+    """
     if current_bundle.get() is not None:
         yield
         return
-    bundle = Bundle()
+    bundle = Bundle(producer=producer)
     token = current_bundle.set(bundle)
     try:
         yield

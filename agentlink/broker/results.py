@@ -25,6 +25,7 @@ from redis.commands.core import Script
 
 from agentlink.broker import fanout
 from agentlink.broker.along import HEADER, Stored, leave
+from agentlink.broker.arguments import let_go_commands
 from agentlink.broker.calls import Command
 from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
@@ -51,7 +52,7 @@ _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text
 class ResultBackend(LargeResults):
     """The result backend of every AgentLink process."""
 
-    recorders: ClassVar[list[Recorder]] = []
+    recorders: ClassVar[list[Recorder]] = [let_go_commands]
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing yet: `get()` does when somebody waits.

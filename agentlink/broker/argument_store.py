@@ -38,6 +38,9 @@ class Files(Protocol):
     def read(self, reference: Reference, of: str) -> bytearray:
         """A value's bytes."""
 
+    def has(self, reference: Reference) -> bool:
+        """Whether a value is there."""
+
 
 class ArgumentStore:
     """The arguments this process has put into files, or read from them, lately."""
@@ -81,7 +84,7 @@ class ArgumentStore:
         lately_s = min(_LATELY_S, _LATELY_FRACTION * load().keep_results_s)
         with self._lock:
             written_at = self._written_at.get(reference)
-        return written_at is not None and self._clock() - written_at < lately_s
+        return written_at is not None and self._clock() - written_at < lately_s and self._files.has(reference)
 
     def read(self, task_id: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """A task's arguments, with the values that they refer to.

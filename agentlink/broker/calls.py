@@ -72,6 +72,8 @@ class Bundle:
     messages: list[Outgoing] = field(default_factory=list)
     channel: Publisher | None = None
     producer: Any = None
+    #: Commands to run in the step that sends what is gathered next: the sizes of the chords it belongs to.
+    also: list[Command] = field(default_factory=list)
     #: What has been stored of their arguments, by identity, and what belongs to whom by now; see `arguments`.
     seen: dict[int, Any] = field(default_factory=dict)
     bound: set[tuple[str, ...]] = field(default_factory=set)
@@ -89,12 +91,13 @@ class Bundle:
         messages, self.messages = self.messages, []
         if self.channel is None:
             return
+        also, self.also = self.also, []
         wanted = wanted_by(messages)
         for start in range(0, len(messages), TOGETHER_MAX):
             # All are asked for with the first, and each counts as it is sent: killed in between, the rest don't.
             part = messages[start : start + TOGETHER_MAX]
-            self.channel.publish(part, [command for message in part for command in message.also], wanted)
-            wanted = 0
+            self.channel.publish(part, [*also, *(command for message in part for command in message.also)], wanted)
+            wanted, also = 0, []
 
 
 def wanted_by(messages: Sequence[Outgoing]) -> int:

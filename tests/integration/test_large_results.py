@@ -65,7 +65,7 @@ def test_a_small_result_that_looks_like_a_reference_is_none(system: System) -> N
 
 
 def test_a_chord_joins_large_results_and_small_ones(system: System) -> None:
-    """What it has joined travels to its body as any argument does: in the message."""
+    """Its body gets the values; their references travel to it."""
     members = [large.letters.s(LARGE, "a"), large.letters.s(3, "b"), large.numbers.s(LARGE)]
     joined = (group(members) | large.lengths.s()).apply_async()
     assert joined.get(timeout=30) == [LARGE, 3, LARGE]

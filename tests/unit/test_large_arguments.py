@@ -51,6 +51,9 @@ class Counting:
         self.read_digests.append(reference.digest)
         return self.storage.read(reference, of)
 
+    def has(self, reference: Reference) -> bool:
+        return self.storage.has(reference)
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Counting:
@@ -197,6 +200,11 @@ class TestStore:
         for now[0] in (0.0, 59.0, 61.0, 100.0, 122.0):
             store.put(BIG)
         assert len(files.written) == 3
+
+    def test_a_value_whose_file_is_gone_is_written_again(self, claims: Claims, files: Counting) -> None:
+        Path(files.storage.path(claims.value(list(NUMBERS)).digest)).unlink()
+        claims.value(list(NUMBERS))
+        assert len(files.written) == 2
 
     def test_a_value_too_large_to_be_hashed_first_is_whole(
         self, store: ArgumentStore, files: Counting, monkeypatch: pytest.MonkeyPatch

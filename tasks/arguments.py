@@ -31,7 +31,8 @@ def put_away(app: App, name: str, args: Any, kwargs: Any, options: dict[str, Any
         return _keep(app, name, value)
 
     sender = app.current_worker_task
-    claims = Claims(keep, _seen(sender), load().results_inline_bytes)
+    since_body = getattr(sender.request, SEEN, None) if sender is not None else None
+    claims = Claims(keep, _seen(since_body), load().results_inline_bytes, singly=since_body is None)
     if isinstance(args, (list, tuple)):
         args = claims.values(args)
     if isinstance(kwargs, dict):
@@ -58,10 +59,10 @@ def _keep(app: App, name: str, value: Any) -> Reference:
     return reference
 
 
-def _seen(sender: Any) -> Seen:
+def _seen(since_body: Seen | None) -> Seen:
     """What was stored where no code of a user's has run since: after a task's body, or among calls sent together."""
-    if sender is not None and (seen := getattr(sender.request, SEEN, None)) is not None:
-        return seen  # type: ignore[no-any-return]
+    if since_body is not None:
+        return since_body
     bundle = current_bundle.get()
     return bundle.seen if bundle is not None else {}
 

@@ -72,6 +72,8 @@ class Claims:
     keep: Callable[[Any], Reference]
     seen: Seen
     inline_bytes: int
+    #: Whether what is large in a list is stored by itself: not of a result that is handed on, which is stored whole.
+    singly: bool = True
     found: dict[str, Reference] = field(default_factory=dict)
 
     def value(self, value: Any, deep: int = _LISTS_DEEP) -> Any:
@@ -83,7 +85,7 @@ class Claims:
             return self._known(kept)
         if length_bounds(value, self.inline_bytes)[1] <= self.inline_bytes:
             return value
-        inner = Claims(self.keep, self.seen, self.inline_bytes)
+        inner = Claims(self.keep, self.seen, self.inline_bytes, self.singly)
         parted = inner._members(value, deep - 1) if type(value) in _LISTS and deep else value
         try:
             if is_longer(parted, self.inline_bytes, dumps):
@@ -114,11 +116,17 @@ class Claims:
         return kept.reference
 
     def _members(self, members: Sequence[Any], deep: int) -> Sequence[Any]:
-        if len(members) <= _SINGLY_MAX:
-            changed = [one if type(one) in _SCALARS else self.value(one, deep) for one in members]
-        else:
-            changed = [self.value(one, deep) if type(one) in (Reference, list) else one for one in members]
-        return _unless_same(members, changed)
+        if self.singly and len(members) <= _SINGLY_MAX:
+            return _unless_same(members, [one if type(one) in _SCALARS else self.value(one, deep) for one in members])
+        self._look_for_references(members, deep)
+        return members
+
+    def _look_for_references(self, members: Sequence[Any], deep: int) -> None:
+        for one in members:
+            if type(one) is Reference:
+                self.found[one.digest] = one
+            elif type(one) in _LISTS and deep:
+                self._look_for_references(one, deep - 1)
 
     def _canvas(self, node: Any) -> Any:
         """A signature, or a list of some."""

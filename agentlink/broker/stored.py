@@ -126,7 +126,8 @@ class LargeResults(RedisBackend):
             return result
         result = self.prepare_value(result)
         seen: Seen = getattr(request, SEEN, None) or {}
-        if (kept := seen.get(id(result))) is not None:  # it was handed on, as an argument of what comes next
+        kept = seen.get(id(result))
+        if kept is not None and not kept.within:  # it was handed on, as an argument of what comes next
             self._claim(kept.reference, request)
             return kept.reference
         if not is_longer(result, load().results_inline_bytes, self._json):

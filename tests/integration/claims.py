@@ -66,6 +66,12 @@ def pair(first: Any, second: Any) -> list[int]:
 
 
 @task
+def texts(size_bytes: int) -> list[Any]:
+    """A large list of large texts and a thousand small ones."""
+    return [[noise(size_bytes, number) for number in range(3)], *("small" * 20 for _ in range(1_000))]
+
+
+@task
 def shape(values: list[Any]) -> list[Any]:
     """The lengths in a list of texts, or lists of them."""
     return [len(value) if isinstance(value, str) else shape(value) for value in values]

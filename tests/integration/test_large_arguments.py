@@ -145,6 +145,17 @@ def test_a_chain_hands_a_large_result_on_as_its_reference(system: System, storag
     assert [one.written_at for one in storage.files()] == [file.written_at]
 
 
+def test_a_large_list_of_large_texts_is_whole_for_the_next_and_for_those_who_ask(
+    system: System, storage: Storage
+) -> None:
+    system.start_worker(imports=MODULES)
+    call = chain(claims.texts.s(MEGABYTE), claims.digest.s()).apply_async()
+    value = claims.texts(MEGABYTE)
+    assert call.get(timeout=30) == [_digest(value), 0]
+    assert call.parent.get(timeout=30) == value
+    assert len(storage.files()) == 1
+
+
 def test_a_chord_hands_large_results_on_as_references(system: System, storage: Storage) -> None:
     system.start_worker("--queues", "cpu", imports=MODULES)
     members = [large.noise.s(MEGABYTE, 1), large.noise.s(4), large.noise.s(MEGABYTE, 2)]

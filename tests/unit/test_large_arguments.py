@@ -144,6 +144,24 @@ class TestWhatTravels:
         assert claims.found.keys() == {one.digest, other.digest}
         assert files.written == files.read_digests == []
 
+    def test_a_result_that_is_handed_on_is_stored_whole(self, store: ArgumentStore, files: Counting) -> None:
+        """It is a task's result too, and whoever asks for that is to find it in one file."""
+        claims = Claims(store.put, {}, INLINE, singly=False)
+        value = [BIG, [BIG + "y"], 1]
+        assert isinstance(claims.value(value), Reference)
+        assert len(files.written) == 1
+        assert claims.seen[id(value)].within == {}
+        reference = Reference(digest="a" * 64, size_bytes=1)
+        joined = [[reference], *range(10)]
+        assert claims.value(joined) is joined
+        assert reference.digest in claims.found
+
+    def test_of_a_long_list_only_references_are_looked_for(self, claims: Claims, files: Counting) -> None:
+        reference = Reference(digest="a" * 64, size_bytes=1)
+        travels = claims.value([BIG, [reference], *range(2_000)])
+        assert files.written == [travels]
+        assert claims.found.keys() == {travels.digest, reference.digest}
+
     def test_what_json_can_not_have_is_left_to_kombu(self, claims: Claims) -> None:
         value = [object(), BIG * 2]
         assert claims.value(value) is value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,8 @@ from typing import Any
 import fakeredis
 import pytest
 from celery import chain, chord, group
+from hypothesis import given
+from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 
 from agentlink.broker import argument_store
@@ -19,6 +22,7 @@ from agentlink.broker.argument_store import READ_KEPT_BYTES, ArgumentStore
 from agentlink.broker.arguments import (
     ARGUMENTS_HEADER,
     Claims,
+    _fits,
     belong,
     delay_s,
     held,
@@ -31,6 +35,16 @@ from resource_guard.storage import Storage
 from tests.integration import large, sample
 
 INLINE = 1_000
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
+    | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=5), inner, max_size=8),
+    max_leaves=30,
+)
 BIG = "x" * 2_000
 NUMBERS = list(range(1_000))
 
@@ -168,6 +182,15 @@ class TestWhatTravels:
         circular: list[Any] = [BIG]
         circular.append(circular)
         assert claims.value(circular) is circular
+
+    @given(values)
+    def test_what_is_small_by_a_quick_look_is_small(self, value: Any) -> None:
+        """Of whatever plain types; and what is not said to be small is looked at closely."""
+        length = len(dumps(value))
+        for limit in (length - 1, length, 8 * length, 100 * length):
+            if _fits(value, limit):
+                assert length <= limit
+        assert _fits(value, 8 * len(marshal.dumps(value, 2)))
 
 
 class TestWhatComesAfter:

@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     cancel_grace_s: Annotated[float, _duration("0s", "1h")] = Field(default=5.0, alias="cancel_grace")
     # How long results, and runs that have ended, are kept.
     keep_results_s: Annotated[float, _duration("1s", "3650d")] = Field(default=7 * 86400.0, alias="keep_results")
-    # A larger result (as JSON) is kept in a file, and the broker keeps a reference of some hundred bytes.
+    # A larger result or argument (as JSON) is kept in a file, and the broker keeps a reference of some hundred bytes.
     results_inline_bytes: Annotated[int, _size("1KB", "100MB")] = Field(default=64_000, alias="results_inline")
     # Where those files are: a folder, or any address that fsspec knows (s3://bucket/folder); by default below `home`.
     storage: str | None = Field(default=None, repr=False)  # it may hold a password

@@ -50,7 +50,7 @@ class StorageFull(StorageError):
         self.location, self.reason = location, reason
 
     def __str__(self) -> str:
-        return f"there is no room for a large result in {self.location}: {self.reason}"
+        return f"there is no room for a large value in {self.location}: {self.reason}"
 
 
 class ResultLost(StorageError):
@@ -65,4 +65,19 @@ class ResultLost(StorageError):
             f"the result of task {self.task_id} is lost: its file {self.file} {self.reason}. Files go when they are "
             "older than AGENTLINK_KEEP_RESULTS or when AGENTLINK_DISK_QUOTA is used up, the oldest first; on several "
             "machines AGENTLINK_STORAGE must name a place that all of them share"
+        )
+
+
+class ArgumentLost(StorageError):
+    """A task's argument was too large for its message, and the file it was kept in is missing or broken."""
+
+    def __init__(self, task_id: str, file: str, reason: str) -> None:
+        super().__init__(task_id, file, reason)
+        self.task_id, self.file, self.reason = task_id, file, reason
+
+    def __str__(self) -> str:
+        return (
+            f"an argument of task {self.task_id} is lost: its file {self.file} {self.reason}. Files of runs that go on "
+            "and of tasks that wait stay, until somebody else removes them; on several machines AGENTLINK_STORAGE must "
+            "name a place that all of them share"
         )

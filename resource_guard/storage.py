@@ -112,6 +112,10 @@ class Storage:
         """Where the value with this digest is, or would be."""
         return f"{self._root}/{digest[:2]}/{digest}.zst"
 
+    def has(self, reference: Reference) -> bool:
+        """Whether a value's file is there; not whether it is whole."""
+        return bool(self._files.exists(self.path(reference.digest)))
+
     def files(self) -> list[StoredFile]:
         """The files of all values, in no order."""
         found = []

@@ -22,12 +22,14 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from typing_extensions import ParamSpec, TypeVar  # those of 3.11 have no defaults
 
 from agentlink.broker import fanout
-from agentlink.broker.calls import DELIVERIES_HEADER, Call, deadline, together
+from agentlink.broker.arguments import ARGUMENTS_HEADER
+from agentlink.broker.calls import DELIVERIES_HEADER, Call, current_bundle, deadline, together
 from agentlink.broker.cancelled import was_cancelled
 from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
 from agentlink.broker.limits import LIMIT
 from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.server import ensure_running
+from agentlink.broker.stored import passed_on
 from agentlink.broker.transport import register
 from agentlink.settings import load
 from agentlink.units import parse_size
@@ -35,6 +37,7 @@ from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
 from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
+from tasks.large_arguments import body_has_ended, put_away
 from tasks.limits import Limits
 from tasks.retries import retry_options
 
@@ -113,16 +116,20 @@ class BaseTask(Task, Generic[P, R]):
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
+        if getattr(request, ARGUMENTS_HEADER, None):
+            # The request keeps the references: for a retry, for logs and events.
+            args, kwargs = self.backend.arguments.read(request.id, args, kwargs)
         try:
             with fanout.body(request):
-                if (allowed := getattr(request, CAP_HEADER, None)) is None:
-                    return self.run(*args, **kwargs)
-                return self._run_capped(allowed, args, kwargs)
+                allowed = getattr(request, CAP_HEADER, None)
+                result = self.run(*args, **kwargs) if allowed is None else self._run_capped(allowed, args, kwargs)
         except SoftTimeLimitExceeded:
             if not self.backend.patiently(was_cancelled, self.backend.client, request):
                 raise
             self.backend.mark_as_revoked(request.id, "its run was cancelled", request=request)
             raise Ignore from None
+        body_has_ended(request)
+        return result
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
         """Call the task; see `apply_async`."""
@@ -217,15 +224,15 @@ class BaseTask(Task, Generic[P, R]):
         return outcome
 
     def _result_again(self, request: Any) -> Any:
-        """The stored result, for those that come after it if they have not been told."""
+        """The stored result, or the reference to it, for those that come after it if they have not been told."""
         meta = self.backend.patiently(self.backend.get_task_meta, request.id)
         logger.info("task %s has succeeded before; its result stands", request.id)
         if getattr(request, "agentlink_replay", None):
-            return meta["result"]  # all that comes after it is to be told again
+            return passed_on(meta)  # all that comes after it is to be told again
         if (request.chain or request.callbacks) and not meta.get("children"):
-            return meta["result"]
+            return passed_on(meta)
         if request.chord:
-            self.backend.complete_chord(request, meta["status"], meta["result"])
+            self.backend.complete_chord(request, meta["status"], passed_on(meta))
         raise Ignore
 
 
@@ -246,6 +253,7 @@ class App(Celery):
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
             ValueError: the task is limited, and the key can't be made of the arguments.
+            ArgumentNotStored: the same; an argument is too large for a message, and there is no room for its file.
         """
         _fit_soft_limit(options)
         if (sender := self.current_worker_task) is not None:
@@ -254,6 +262,7 @@ class App(Celery):
             fanout.count_call(options)
         if (limits := getattr(self.tasks.get(name), "limits", None)) is not None:
             options[LIMIT] = limits.of_call(name, args or (), kwargs or {})
+        args, kwargs = put_away(self, name, args, kwargs, options)
         options["retry_policy"] = _PUBLISH_RETRY | (options.get("retry_policy") or {})
         with self.producer_or_acquire(options.pop("producer", None)) as producer:
             return super().send_task(name, args, kwargs, *more, producer=producer, **options)
@@ -263,6 +272,10 @@ class App(Celery):
 
         What is published inside reaches the broker together, within the publish timeout or not at all.
         """
+        # Canvases in each other share the outermost's: were each level to take another, ten levels, or as many threads
+        # with two, would have all of a process's producers, and wait for one more.
+        bundle = current_bundle.get()
+        producer = producer or (bundle and bundle.producer)
         return contextlib.nullcontext(producer) if producer is not None else self._publishing()
 
     @contextlib.contextmanager
@@ -278,7 +291,7 @@ class App(Celery):
                 with (
                     self.producer_pool.acquire(block=True, timeout=_left_s(call)) as producer,
                     _declaring_once(producer),
-                    together(),
+                    together(producer),
                 ):
                     if in_task:
                         # Or kombu would connect where it publishes, and give up after the time that others have.

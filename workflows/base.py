@@ -22,6 +22,7 @@ from agentlink.units import checked_name
 from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
+from tasks.large_arguments import put_away
 from workflows import steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
@@ -89,6 +90,9 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         run_id = task_id or (uuid() if idempotency_key is None else keyed_id(self.name, idempotency_key))
         if idempotency_key is not None:
             options[ONCE] = (f"agentlink:once:{run_id}", int(load().keep_results_s * 1000))
+        shown = show_arguments(args, kwargs)
+        options["task_id"] = run_id
+        args, kwargs = put_away(app, self.name, args, kwargs, options)
         facts = {
             "call": dumps([args, kwargs, {name: options[name] for name in _KEPT_OPTIONS if options.get(name)}]),
             "finishes": int(self.on_error == "finish"),
@@ -99,12 +103,10 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         if tags:
             facts["tags"] = dumps([checked_name(tag) for tag in tags])
         options[ALSO] = [
-            *store.creation_commands(
-                run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers), *self._began_in(), **facts
-            ),
+            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), *self._began_in(), **facts),
             *options.pop(ALSO, ()),
         ]
-        run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
+        run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run
 
     @staticmethod

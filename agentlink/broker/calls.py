@@ -75,6 +75,12 @@ class Bundle:
 
     messages: list[Outgoing] = field(default_factory=list)
     channel: Publisher | None = None
+    producer: Any = None
+    #: Commands to run in the step that sends what is gathered next: the sizes of the chords it belongs to.
+    also: list[Command] = field(default_factory=list)
+    #: What has been stored of their arguments, by identity, and what belongs to whom by now; see `arguments`.
+    seen: dict[int, Any] = field(default_factory=dict)
+    bound: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, message: Outgoing) -> None:
         """Gather one more. What can be refused is kept until all of it is known: it is accepted whole or not at all."""
@@ -93,12 +99,13 @@ class Bundle:
         messages, self.messages = self.messages, []
         if self.channel is None:
             return
+        also, self.also = self.also, []
         wanted = wanted_by(messages)
         for start in range(0, len(messages), TOGETHER_MAX):
             # All are asked for with the first, and each counts as it is sent: killed in between, the rest don't.
             part = messages[start : start + TOGETHER_MAX]
-            self.channel.publish(part, [command for message in part for command in message.also], wanted)
-            wanted = 0
+            self.channel.publish(part, [*also, *(command for message in part for command in message.also)], wanted)
+            wanted, also = 0, []
 
 
 def wanted_by(messages: Sequence[Outgoing]) -> int:
@@ -124,12 +131,15 @@ def deadline(timeout_s: float, *, from_outside: bool = True) -> Iterator[Call]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Send the messages published inside in one step, at the end; should the block fail, none of them."""
+def together(producer: Any = None) -> Iterator[None]:
+    """Send the messages published inside in one step, at the end; should the block fail, none of them.
+
+    `producer` is what they are published with.
+    """
     if current_bundle.get() is not None:
         yield
         return
-    bundle = Bundle()
+    bundle = Bundle(producer=producer)
     token = current_bundle.set(bundle)
     try:
         yield

@@ -19,10 +19,12 @@ from typing import Any
 import redis
 from kombu.utils.json import dumps, loads
 
+from agentlink.broker.arguments import ARGUMENTS_HEADER, WAITS_PREFIX, belong, held
 from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.errors import LetterAmbiguous, LetterUnknown
 from agentlink.broker.lease import IN_FLIGHT_PREFIX, WAKE_PREFIX
 from agentlink.broker.transport import Channel
+from agentlink.settings import load
 
 #: The letters' ids by the time they were buried, what is shown of each (JSON), and queue key, NUL, message.
 INDEX_KEY = "agentlink:dead"
@@ -90,6 +92,9 @@ def bury(
         pipe.hset(MESSAGES_KEY, letter.id, flight)
         pipe.hset(LETTERS_KEY, letter.id, json.dumps(asdict(letter)))
         pipe.zadd(INDEX_KEY, {letter.id: now})
+        if digests := headers.get(ARGUMENTS_HEADER):
+            for command in [*belong(digests, [_holder(letter.id)]), held(_holder(letter.id), KEEP_S)]:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
         for key in (INDEX_KEY, LETTERS_KEY, MESSAGES_KEY):
             pipe.expire(key, KEEP_S)  # with the youngest letter all of them are too old
         pipe.zrangebyscore(INDEX_KEY, "-inf", now - KEEP_S)
@@ -192,7 +197,10 @@ def _send(letter: DeadLetter, pipe: Any) -> Any:
         return False  # somebody else has just done it
     key, _, message = _text(value).partition("\0")
     pipe.multi()
-    pipe.lpush(key, dumps(_as_new(loads(message))))
+    payload = loads(message)
+    if payload["headers"].get(ARGUMENTS_HEADER):
+        pipe.execute_command(*held(letter.id, 2 * load().keep_results_s))
+    pipe.lpush(key, dumps(_as_new(payload)))
     _forget(pipe, [letter.id])
     pipe.publish(WAKE_PREFIX + letter.queue, "")
     return True
@@ -221,6 +229,12 @@ def _forget(pipe: Any, ids: list[str]) -> None:
     pipe.zrem(INDEX_KEY, *ids)
     pipe.hdel(LETTERS_KEY, *ids)
     pipe.hdel(MESSAGES_KEY, *ids)
+    pipe.delete(*(WAITS_PREFIX + _holder(letter_id) for letter_id in ids))
+
+
+def _holder(letter_id: str) -> str:
+    """As whom a letter holds its message's large arguments: the task by itself has failed, and holds nothing."""
+    return f"dead:{letter_id}"
 
 
 def _ids(client: redis.Redis) -> list[str]:

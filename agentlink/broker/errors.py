@@ -86,6 +86,20 @@ class ResultNotStored(BrokerError, EncodeError):
         return f"the result of task {self.task_id} could not be stored: {self.reason}"
 
 
+class ArgumentNotStored(BrokerError, EncodeError):
+    """An argument is too large for a message, and could not be stored in a file either: nothing of the call is queued.
+
+    Also a kombu `EncodeError`: for Celery it is an argument that can't be sent.
+    """
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(task, reason)
+        self.task, self.reason = task, reason
+
+    def __str__(self) -> str:
+        return f"a large argument of {self.task} could not be stored, and nothing was sent: {self.reason}"
+
+
 class LetterUnknown(AgentLinkError):
     """No dead letter has this id, or one that begins so."""
 

@@ -3,7 +3,8 @@
 A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
 sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
 stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
-`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`; of `SentinelBackend` `_get_pool`.
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, and what `set_chord_size` writes; of
+`SentinelBackend` `_get_pool`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from redis.commands.core import Script
 
 from agentlink.broker import fanout
 from agentlink.broker.along import HEADER, Stored, leave
-from agentlink.broker.calls import Command
+from agentlink.broker.arguments import let_go_commands
+from agentlink.broker.calls import Command, current_bundle
 from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.exceptions import WholeExceptions, as_raised
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
@@ -56,7 +58,7 @@ _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text
 class ResultBackend(WholeExceptions, LargeResults):
     """The result backend of every AgentLink process."""
 
-    recorders: ClassVar[list[Recorder]] = []
+    recorders: ClassVar[list[Recorder]] = [let_go_commands]
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing yet: `get()` does when somebody waits.
@@ -175,6 +177,16 @@ class ResultBackend(WholeExceptions, LargeResults):
         """Whether this process is one that waits, and what the broker said, or its silence, is worth waiting for."""
         lasts = isinstance(error, redis.ResponseError) and not refuses_to_write(error)
         return self.app.current_worker_task is not None and not lasts
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Have a chord's size known in the step that sends the last of its members: a canvas may have thousands."""
+        bundle = current_bundle.get()
+        if bundle is None:
+            super().set_chord_size(group_id, chord_size)
+            return
+        size = ["SET", self.get_key_for_group(group_id, ".s").decode(), chord_size]
+        expires = ["EX", self.chord_expires] if self.chord_expires else []
+        bundle.also += [["DEL", self.get_key_for_group(group_id, ".c").decode()], size + expires]
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> None:
         """Count a member of a chord, and send the chord's body after the last; see `complete_chord`."""

@@ -1,8 +1,9 @@
 """Results too large for the broker: they are kept in files, and the broker keeps a small reference in their place.
 
-The values that tasks return, and no other part of what is stored. Whoever reads a result (`get()`, a chord's join, a
-task delivered twice) gets the value; it is read from its file when it is asked for, not with the task's state. What
-travels in a message (the next task's arguments) stays in the message.
+The values that tasks return, and no other part of what is stored. Whoever reads a result (`get()`) gets the value; it
+is read from its file when it is asked for, not with the task's state. What comes next (the next task of a chain, a
+chord's body, also where a task came twice) is handed the reference, and reads the value as its argument: see
+`arguments`.
 
 A reference is told from a result that looks like one by what stands beside it, where no task's return value ever is:
 `REFERENCE` in a task's result as the broker has it, a fifth part in what a chord's member leaves for the join. A plain
@@ -14,13 +15,14 @@ Of Celery 5.7's `RedisBackend`, held by a contract test: `_get_result_meta`, `_u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.redis import RedisBackend
 
-from agentlink.broker.calls import Command
+from agentlink.broker.argument_store import ArgumentStore
+from agentlink.broker.arguments import Seen, belong
 from agentlink.broker.errors import ResultNotStored
 from agentlink.settings import load
 from resource_guard.errors import StorageError
@@ -32,16 +34,17 @@ if TYPE_CHECKING:  # what it imports takes 60 ms, and few callers ever read a la
 #: Beside a task's result: that the result is a reference.
 REFERENCE = "agentlink_reference"
 
-#: The runs that a stored value belongs to: a set, by the value's digest.
-RUNS_PREFIX = "agentlink:stored:"
+#: On the request of a task whose body has ended: what has been stored since, by identity.
+SEEN = "agentlink_seen"
 
 
 class StoredMeta(dict[str, Any]):
     """A task's result as Celery knows it, whose value is read when it is first asked for."""
 
-    def __init__(self, meta: dict[str, Any], read: Callable[[], Any]) -> None:
+    def __init__(self, meta: dict[str, Any], reference: Reference, read: Callable[[Reference], Any]) -> None:
         super().__init__(meta)
-        self._read: Callable[[], Any] | None = read
+        self.reference = reference
+        self._read: Callable[[Reference], Any] | None = read
 
     def __getitem__(self, name: str) -> Any:
         """As of any dictionary.
@@ -51,8 +54,10 @@ class StoredMeta(dict[str, Any]):
         """
         read = self._read
         if name == "result" and read is not None:
-            self["result"] = read()
-            self._read = None
+            value = read(self.reference)
+            if value is self.reference:
+                return value  # it is handed on
+            self["result"], self._read = value, None
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -65,6 +70,8 @@ class LargeResults(RedisBackend):
 
     #: The result being stored, once it has been looked at: it is passed on several times.
     _small: Any = None
+    #: Whether a chord is joined: its body is handed references.
+    _joins = False
 
     @cached_property
     def storage(self) -> Storage:
@@ -72,6 +79,11 @@ class LargeResults(RedisBackend):
         from resource_guard.storage import Storage
 
         return Storage(load().storage_location)
+
+    @cached_property
+    def arguments(self) -> ArgumentStore:
+        """Where large arguments are: with the results."""
+        return ArgumentStore(self.storage)
 
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **kwargs: Any
@@ -83,6 +95,8 @@ class LargeResults(RedisBackend):
             super().mark_as_done(task_id, result, request=request, store_result=store_result, **kwargs)
         finally:
             self._small = None
+            if request is not None:
+                vars(request).pop(SEEN, None)
 
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any
@@ -96,7 +110,11 @@ class LargeResults(RedisBackend):
         """Count a member of a chord, whose join finds its result, or the reference to it."""
         if state == "SUCCESS" and request.group:
             result = self.without_bulk(request.id, result, request)
-        super().on_chord_part_return(request, state, result, *args, **kwargs)
+        self._joins = True
+        try:
+            super().on_chord_part_return(request, state, result, *args, **kwargs)
+        finally:
+            self._joins = False
 
     def without_bulk(self, task_id: str, result: Any, request: Any) -> Any:
         """The result itself, or a reference to the file it is in now, if it is too large for the broker.
@@ -107,6 +125,11 @@ class LargeResults(RedisBackend):
         if isinstance(result, Reference) or result is self._small:
             return result
         result = self.prepare_value(result)
+        seen: Seen = getattr(request, SEEN, None) or {}
+        kept = seen.get(id(result))
+        if kept is not None and not kept.within:  # it was handed on, as an argument of what comes next
+            self._claim(kept.reference, request)
+            return kept.reference
         if not is_longer(result, load().results_inline_bytes, self._json):
             return result
 
@@ -117,10 +140,13 @@ class LargeResults(RedisBackend):
             reference: Reference = self.patiently(put)
         except (OSError, StorageError) as error:
             raise ResultNotStored(task_id, str(error)) from error
-        if runs := _runs_of(request):
-            # Before anybody can find the reference; and a file is young enough to be left alone until then.
-            self.patiently(self._run_all, _belongs(reference, runs))
+        self._claim(reference, request)
         return reference
+
+    def _claim(self, reference: Reference, request: Any) -> None:
+        """Before anybody can find the reference; and a file is young enough to be left alone until then."""
+        if runs := _runs_of(request):
+            self.patiently(self._run_all, belong([reference.digest], runs))
 
     def encode(self, data: Any) -> Any:
         """What the broker gets to keep; a reference among a chord's results is told by a fifth part."""
@@ -131,8 +157,10 @@ class LargeResults(RedisBackend):
     def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
         """A task's result as the broker has it, with its value where that is in a file."""
         if meta.pop(REFERENCE, None):
-            reference, task_id = meta["result"], meta["task_id"]
-            return StoredMeta(meta, lambda: self._value(reference, task_id))
+            task_id = meta["task_id"]
+            return StoredMeta(
+                meta, _reference(meta["result"]), lambda one: one if self._joins else self._value(one, task_id)
+            )
         decoded: dict[str, Any] = super().meta_from_decoded(meta)
         return decoded
 
@@ -141,18 +169,26 @@ class LargeResults(RedisBackend):
         return meta | {"result": _shown(result), REFERENCE: True} if isinstance(result, Reference) else meta
 
     def _unpack_chord_result(self, member: bytes, decode: Callable[[bytes], list[Any]], *args: Any) -> Any:
-        _, task_id, _, result, *reference = parts = decode(member)
+        _, _, _, result, *reference = parts = decode(member)
         if reference:
-            return self._value(result, task_id)
+            return _reference(result)
         return super()._unpack_chord_result(member, lambda _: parts, *args)
 
     def _json(self, value: Any) -> str:
         text: str = self._encode(value)[2]
         return text
 
-    def _value(self, shown: dict[str, Any], task_id: str) -> Any:
-        reference = Reference(digest=shown["agentlink_stored"], size_bytes=shown["bytes"])
+    def _value(self, reference: Reference, task_id: str) -> Any:
         return self.decode(self.storage.read(reference, task_id))
+
+
+def passed_on(meta: dict[str, Any]) -> Any:
+    """What is handed to whoever comes after a task: its result, or the reference to that."""
+    return meta.reference if isinstance(meta, StoredMeta) else meta["result"]
+
+
+def _reference(shown: dict[str, Any]) -> Reference:
+    return Reference(digest=shown["agentlink_stored"], size_bytes=shown["bytes"])
 
 
 def _shown(reference: Reference) -> dict[str, Any]:
@@ -163,8 +199,3 @@ def _runs_of(request: Any) -> list[str]:
     """The run a task is a step of, and the one that this is a step of in turn, if any; a task alone has but its id."""
     ids = (getattr(request, "agentlink_run", None), getattr(request, "root_id", None))
     return sorted({run_id for run_id in ids if run_id})
-
-
-def _belongs(reference: Reference, runs: Iterable[str]) -> list[Command]:
-    key = RUNS_PREFIX + reference.digest
-    return [["SADD", key, *runs], ["EXPIRE", key, int(2 * load().keep_results_s)]]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import redis
 
-from agentlink.broker.stored import RUNS_PREFIX
+from agentlink.broker.arguments import RUNS_PREFIX
 from agentlink.broker.sweep_step import Lookup
 from agentlink.settings import Settings
 from agentlink.units import format_size
@@ -142,7 +142,8 @@ class Sweeper:
     def _runs(self, run_ids: Collection[str | bytes]) -> dict[str, bool]:
         known: dict[str, bool] = {}
         for lookup in self._lookups:
-            known |= lookup(self._client, [_text(run_id) for run_id in run_ids])
+            for run_id, goes_on in lookup(self._client, [_text(run_id) for run_id in run_ids]).items():
+                known[run_id] = known.get(run_id, False) or goes_on
         return known
 
     def _remove_folders(self, now: float) -> int:

@@ -13,8 +13,8 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
+from agentlink.broker.arguments import RUNS_PREFIX
 from agentlink.broker.errors import ResultNotStored
-from agentlink.broker.stored import RUNS_PREFIX
 from agentlink.broker.sweep_step import lookups
 from agentlink.broker.sweeping import Sweeper, Swept
 from resource_guard.errors import ResultLost
@@ -179,7 +179,7 @@ def test_a_disk_that_stays_full_fails_the_task_with_one_clear_error(system: Syst
     modules = f"{MODULES},tests.integration.impatient"
     system.start_worker(imports=modules, storage=str(small_disk / "results"))
     call = large.noise.delay(4_000_000)
-    with pytest.raises(ResultNotStored, match=r"no room for a large result in .*No space left") as raised:
+    with pytest.raises(ResultNotStored, match=r"no room for a large value in .*No space left") as raised:
         call.get(timeout=30)
     assert raised.value.task_id == call.id
     assert [path.name for path in (small_disk / "results").rglob("*") if path.is_file()] == []

@@ -79,6 +79,21 @@ def test_celerys_redis_backend_has_the_methods_we_override(name: str, parameters
     assert list(inspect.signature(getattr(RedisBackend, name)).parameters) == parameters
 
 
+def test_celery_keeps_a_chords_size_where_we_do() -> None:
+    source = inspect.getsource(RedisBackend.set_chord_size)
+    assert list(inspect.signature(RedisBackend.set_chord_size).parameters) == ["self", "group_id", "chord_size"]
+    assert source.count("self.client.") == source.count("self.client.delete") == source.count("group_id, '.c'") == 1
+    assert "self._set_chord_key(self.get_key_for_group(group_id, '.s'), chord_size)" in source
+    assert "partial(self.client.set, ex=self.chord_expires or None)" in inspect.getsource(RedisBackend._set_chord_key)
+
+
+def test_celery_tells_what_comes_next_before_it_stores_a_result_with_the_same_request_and_value() -> None:
+    source = inspect.getsource(trace.build_tracer)
+    callbacks, stores = source.index("retval, task.request.callbacks"), source.index("uuid, retval, task_request,")
+    assert source.index("R = retval = fun(*args, **kwargs)") < callbacks < stores
+    assert "push_request(task_request)" in source
+
+
 def test_kombus_redis_channel_closes_the_sentinels_it_finds_under_the_name_we_keep_ours_by() -> None:
     assert "self._sentinel_manager = sentinel_inst" in inspect.getsource(kombu_redis.SentinelChannel)
     assert "manager = self._sentinel_manager" in inspect.getsource(kombu_redis.Channel._disconnect_pools)

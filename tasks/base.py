@@ -29,6 +29,7 @@ from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
 from tasks.errors import MemoryLimitExceeded
 from tasks.retries import retry_options
+from tasks.telling import Telling, tell_so_far, told_at_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 
 _SOFT_FRACTION = 0.9
 
 
-class BaseTask(Task):
+class BaseTask(Telling, Task):
     """A task that may declare what it needs: the guard plans with it."""
 
     abstract = True
@@ -82,7 +83,7 @@ class BaseTask(Task):
             raise Ignore
         if outcome == "kept":
             return self._result_again(request)
-        with fanout.body(request):
+        with fanout.body(request), told_at_the_end(request):
             if (allowed := getattr(request, CAP_HEADER, None)) is None:
                 return self.run(*args, **kwargs)
             return self._run_capped(allowed, args, kwargs)
@@ -130,10 +131,12 @@ class BaseTask(Task):
         limit = self.max_retries if max_retries is None else max_retries
         if deaths and limit is not None and request.retries + 1 + deaths > limit:
             raise error or self.MaxRetriesExceededError(f"{self.name} has no attempts left", task_args=request.args)
+        tell_so_far(request)
         return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's, with `self.replace(...)`: what goes on in its place is no deeper than it was itself."""
+        tell_so_far(self.request)
         with fanout.replacing(self.request):
             return super().on_replace(sig)
 

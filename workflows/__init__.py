@@ -3,10 +3,12 @@
 from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
 from workflows.base import workflow
 from workflows.errors import CallRefused, RunUnknown, WorkflowError
+from workflows.progress import Progress
 from workflows.research import research
-from workflows.run import Progress, WorkflowRun
+from workflows.run import WorkflowRun
 from workflows.states import RunState, StepState
 from workflows.store import RunRecord, StepRecord
+from workflows.streams import StreamItem
 
 __all__ = [
     # shipped
@@ -15,6 +17,7 @@ __all__ = [
     "workflow",
     "WorkflowRun",
     "Progress",
+    "StreamItem",
     # what is known of a run
     "RunRecord",
     "RunState",

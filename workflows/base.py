@@ -16,7 +16,7 @@ from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
 from tasks.app import app
 from tasks.base import BaseTask
-from workflows import store
+from workflows import durations, store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
@@ -186,6 +186,6 @@ def _readable(value: Any) -> str:
 
 
 if store.transition_commands not in ResultBackend.recorders:
-    ResultBackend.recorders.append(store.transition_commands)
+    ResultBackend.recorders += [store.transition_commands, durations.end_commands]
     dead_letters.reopeners.append(store.reopen_commands)
     sweep_step.lookups.append(store.which_go_on)

@@ -21,6 +21,8 @@ from agentlink.broker import fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.dead_letters import DeadLetter
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
+from agentlink.broker.streams import RUN_HEADER as RUN_HEADER
+from agentlink.broker.streams import RUN_PREFIX
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import RunUnknown
@@ -38,9 +40,8 @@ from workflows.states import (
 #: All runs, by the time they were called. The one key here without a TTL: it is trimmed with each new run.
 INDEX_KEY = "agentlink:runs"
 
-#: The message headers that tell a step its place in the canvas and its run; Celery carries them along to the request.
+#: The message header that tells a step its place in the canvas; Celery carries it along to the request, as RUN_HEADER.
 PLACE_HEADER = "agentlink_place"
-RUN_HEADER = "agentlink_run"
 
 _TRANSITION = COUNTING + resources.files(__package__).joinpath("transition.lua").read_text()
 _RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
@@ -82,11 +83,14 @@ class StepRecord:
     started_at: float | None = None
     ended_at: float | None = None
     error: str | None = None
+    #: What it has last told of its own progress, from 0 to 1, and with it: only where `WorkflowRun.steps()` is asked.
+    progress: float | None = None
+    message: str | None = None
 
 
 def run_key(run_id: str) -> str:
     """The key of a run's hash."""
-    return f"agentlink:run:{run_id}"
+    return RUN_PREFIX + run_id
 
 
 def steps_key(run_id: str) -> str:

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 SEND_EVERY_S = 0.05
 #: With so much in hand the step sends it itself, and so is no faster than the broker.
 _ITEMS_MAX, _BYTES_MAX = 500, 256_000
-# A log line waits at most so long for one that is sending.
+# A log line waits at most so long for room.
 _LOG_WAITS_S = 1.0
+_LOOK_AGAIN_S = 0.005
 _PAUSE_MAX_S = 5.0
 # The thread's stack: it counts for what the step may take, and eight megabytes are a lot for some.
 _STACK_BYTES = 512 * 1024
@@ -62,7 +63,9 @@ class Outlet:
         self._unsent: Said | None = None
         self._number = 0
         self._failing = self._warned = False
-        self._news, self._closing = threading.Event(), threading.Event()
+        self._closing = False
+        #: That there is something to be sent; that it is not to wait for company.
+        self._news, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def emit(self, chunk_json: str, patience_s: float) -> None:
@@ -77,9 +80,17 @@ class Outlet:
 
     def log(self, line_json: str) -> None:
         """Say a line of the step's log."""
-        if self._gathered.full and (self._failing or self._try(_LOG_WAITS_S) is not None):
-            self._warn("there is no room for them")
-            return
+        ends_at = time.monotonic() + _LOG_WAITS_S
+        while self._gathered.full:
+            if self._failing or time.monotonic() > ends_at:
+                self._failing = True  # until something is sent: the next line does not wait as well
+                self._warn("the broker does not take them")
+                return
+            if self._thread is None:
+                self._try()
+            else:  # which may be stuck with a broker that has stopped answering: the step is not to be
+                self._hurry.set()
+                time.sleep(_LOOK_AGAIN_S)
         self._gather(streams.item(streams.LOG, line_json), must_arrive=False)
 
     def progress(self, fraction: float, message: str | None) -> None:
@@ -113,29 +124,30 @@ class Outlet:
         Raises:
             ChunksNotSent: see `flush`.
         """
-        self._closing.set()
+        self._closing = True
         self._news.set()
+        self._hurry.set()
         self.flush(patience_s)
         if self._thread is not None:
             self._thread.join()
 
     def _gather(self, item: str, *, must_arrive: bool) -> None:
         with self._gathering:
-            self._gathered.items.append(item)
-            self._gathered.size_bytes += len(item)
+            # In this order: a time limit may end it between any two lines, and what is there must be whole.
             self._gathered.must_arrive |= must_arrive
+            self._gathered.size_bytes += len(item)
+            self._gathered.items.append(item)
         self._wake()
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._keep_sending, name="outlet", daemon=True)
-            _start(self._thread)
+            self._thread = _started(self._keep_sending)
         if not self._news.is_set():
             self._news.set()
 
     def _keep_sending(self) -> None:
         pause_s = SEND_EVERY_S
-        while not self._closing.is_set():
+        while not self._closing:
             self._news.wait()
             self._news.clear()
             if self._try() is None:
@@ -143,13 +155,12 @@ class Outlet:
             else:  # whoever closes finds out what is wrong
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)
                 self._news.set()
-            self._closing.wait(pause_s)
+            self._hurry.wait(pause_s)
+            self._hurry.clear()
 
-    def _try(self, wait_s: float = -1) -> Exception | None:
+    def _try(self) -> Exception | None:
         """Send what was said so far; what has gone wrong, if anything."""
-        if not self._sending.acquire(timeout=wait_s):
-            return TimeoutError("it has not answered yet")
-        try:
+        with self._sending:
             self._take()
             if (said := self._unsent) is None:
                 return None
@@ -165,22 +176,21 @@ class Outlet:
             if outcome == "superseded":
                 self._warn("another worker has the step by now")
             return None
-        finally:
-            self._sending.release()
 
     def _take(self) -> None:
         with self._gathering:
             if self._unsent is not None or self._gathered.empty:
                 return
-            gathered, self._gathered = self._gathered, _Gathered()
-            self._number += 1
-            self._unsent = Said(
-                number=self._number,
-                items=gathered.items,
-                fraction=gathered.fraction,
-                message=gathered.message,
-                must_arrive=gathered.must_arrive,
+            said = Said(
+                number=self._number + 1,
+                items=self._gathered.items,
+                fraction=self._gathered.fraction,
+                message=self._gathered.message,
+                must_arrive=self._gathered.must_arrive,
             )
+            nothing = _Gathered()
+            # At once: no time limit comes in between, and nothing is lost or sent twice.
+            self._unsent, self._gathered, self._number = said, nothing, said.number
 
     def _warn(self, reason: str) -> None:
         """Once."""
@@ -189,11 +199,18 @@ class Outlet:
             logger.warning("log lines or progress of %s are lost: %s", self._name, reason)
 
 
-def _start(thread: threading.Thread) -> None:
-    """Start it with a small stack: the size is the whole process's for a moment."""
+def _started(target: Callable[[], None]) -> threading.Thread | None:
+    """A thread with a small stack: the size is the whole process's for a moment. None where there is no room for one.
+
+    Then what is said is sent when there is much of it, and at the end.
+    """
+    thread = threading.Thread(target=target, name="outlet", daemon=True)
     with _starting:
         before = threading.stack_size(_STACK_BYTES)
         try:
             thread.start()
+        except RuntimeError:
+            return None
         finally:
             threading.stack_size(before)
+    return thread

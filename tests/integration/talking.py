@@ -84,6 +84,18 @@ def say_much(self: Any, size_bytes: int) -> None:
     self.emit("x" * size_bytes)
 
 
+@task(bind=True, memory="50MB")
+def say_in_little_room(self: Any, words: list[str]) -> None:
+    for word in words:
+        self.emit(word)
+        time.sleep(0.1)
+
+
+@workflow
+def in_little_room(words: list[str]) -> Any:
+    return say_in_little_room.si(words)
+
+
 @workflow
 def counting(*numbers: int) -> Any:
     """One step after the other, each goes on where the one before has ended."""

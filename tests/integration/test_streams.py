@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
+from agentlink.broker.streams import stream_key
 from tests.integration import talking
 from tests.integration.system import System
 from tests.waiting import wait_until
@@ -148,6 +149,13 @@ class TestReading:
     def test_too_much_at_once_fails_the_step_and_says_how_to_do_it(self) -> None:
         with pytest.raises(Exception, match="emit it in parts"):
             talking.much.delay(300_000).get(timeout=20)
+
+    def test_a_step_whose_memory_is_capped_has_room_to_speak(self) -> None:
+        run = talking.in_little_room.delay(["a", "b", "c"])
+        run.get(timeout=20)
+        assert [item.data for item in run.stream()] == ["a", "b", "c"]
+        # Said a tenth of a second apart, they are entries of their own: they did not wait for the end.
+        assert run.backend.client.xlen(stream_key(run.id)) == 3 + len(["end"])
 
     def test_a_task_in_no_run_may_tell_too(self, system: System) -> None:
         assert talking.say.delay("hello").get(timeout=20) == "hello"

@@ -263,6 +263,36 @@ class TestOutlet:
         assert not [thread for thread in threading.enumerate() if thread.name == "outlet"]
         assert threading.stack_size() == 0
 
+    def test_where_there_is_no_room_for_a_thread_it_is_sent_at_the_end(
+        self, broker: Broker, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_room(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", no_room)
+        for number in range(600):
+            outlet.emit(str(number), 0)
+            outlet.progress(0.5, None)
+        assert broker.items == list(range(500))
+        outlet.close(0)
+        assert broker.items == list(range(600))
+
+    def test_a_log_line_waits_a_moment_only_for_a_broker_that_is_frozen(self, caplog: pytest.LogCaptureFixture) -> None:
+        answers = threading.Event()
+
+        def frozen(said: Said) -> str:
+            answers.wait(20)
+            return "told"
+
+        outlet = Outlet(frozen, "tests.say[s]")
+        begun = time.monotonic()
+        for _ in range(1_100):
+            outlet.log('"line"')
+        assert time.monotonic() - begun < 10
+        assert "are lost: the broker does not take them" in caplog.text
+        answers.set()
+        outlet.close(0)
+
 
 class TestReading:
     def test_a_reader_gets_what_was_said_and_then_what_is_said(self, client: fakeredis.FakeRedis) -> None:
@@ -298,6 +328,15 @@ class TestReading:
         client.hset(RUN_PREFIX + RUN, "state", "SUCCEEDED")
         answers += [go_away, go_away]
         assert [item.data for item in reading] == ["two"]
+
+    def test_a_run_that_had_ended_and_goes_on_is_read_on(self, client: fakeredis.FakeRedis) -> None:
+        """A dead letter of it was sent again: the mark of its end stays where it was."""
+        speaker = _speaker()
+        streams.tell(client, speaker, _said(1, "one"), MAX_BYTES)
+        client.xadd(stream_key(RUN), {"end": "FAILED"})
+        streams.tell(client, speaker, _said(2, "two"), MAX_BYTES)
+        reading = follow(client, RUN)
+        assert [next(reading).data, next(reading).data] == ["one", "two"]
 
     def test_a_reader_waits_as_long_as_it_is_told(self, client: fakeredis.FakeRedis) -> None:
         with pytest.raises(CeleryTimeoutError, match="run run has put out nothing for"):

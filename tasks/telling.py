@@ -46,7 +46,7 @@ class Telling:
 
         It never fails: should the broker be away, the run's log misses it.
         """
-        text = str(line) % args if args else str(line)
+        text = _filled(str(line), args)
         logger.info("%s: %s", self._own_name(), text)
         if (outlet := self._outlet()) is not None:
             cut = text if len(text) <= LINE_MAX_CHARS else text[:LINE_MAX_CHARS] + "…"
@@ -89,6 +89,13 @@ class Telling:
         return made
 
 
+def _filled(line: str, args: tuple[object, ...]) -> str:
+    try:
+        return line % args if args else line
+    except (TypeError, ValueError):  # a slip in what is told about the work is not to end the work
+        return f"{line} {args!r}"
+
+
 def _send(client: Any, speaker: streams.Speaker, max_bytes: int, said: streams.Said) -> str:
     return streams.tell(client, speaker, said, max_bytes)
 
@@ -113,12 +120,17 @@ def told_at_the_end(request: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if (outlet := vars(request).get(_OUTLET)) is not None:
-            try:
-                waits = isinstance(error, Exception) and not isinstance(error, ChunksNotSent)
-                outlet.close(PATIENCE_S if waits else 0)
-            except ChunksNotSent as lost:
-                logger.warning("%s", lost)
+        waits = isinstance(error, Exception) and not isinstance(error, ChunksNotSent)
+        try:
+            _close(request, PATIENCE_S if waits else 0)
+        except ChunksNotSent as lost:
+            logger.warning("%s", lost)
         raise
-    if (outlet := vars(request).get(_OUTLET)) is not None:
-        outlet.close(PATIENCE_S)
+    _close(request, PATIENCE_S)
+
+
+def _close(request: Any, patience_s: float) -> None:
+    outlet = vars(request).get(_OUTLET)
+    setattr(request, _OUTLET, None)  # what is told later, by the task's `on_failure`, say, is for the log alone
+    if outlet is not None:
+        outlet.close(patience_s)

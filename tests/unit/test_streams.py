@@ -370,6 +370,7 @@ def tells(self: Any, size: int) -> str:
     self.progress(0.5, "half way")
     self.progress(float("nan"))
     self.log("read %d pages", 12)
+    self.log("read %d pages", "no")
     self.emit("x" * size)
     return "done"
 
@@ -382,6 +383,7 @@ class TestOutsideAnyRun:
             "tests.unit.tells: 50 % half way",
             "tests.unit.tells: 0 % ",
             "tests.unit.tells: read 12 pages",
+            "tests.unit.tells: read %d pages ('no',)",
             'tests.unit.tells: emits "xxx"',
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -84,11 +85,23 @@ def say_much(self: Any, size_bytes: int) -> None:
     self.emit("x" * size_bytes)
 
 
+@task(bind=True, soft_time_limit=1)
+def count_for_ever(self: Any) -> None:
+    for number in itertools.count():
+        self.emit(number)
+        self.progress(0.5, f"at {number}")
+
+
 @task(bind=True, memory="50MB")
 def say_in_little_room(self: Any, words: list[str]) -> None:
     for word in words:
         self.emit(word)
         time.sleep(0.1)
+
+
+@workflow
+def endless() -> Any:
+    return count_for_ever.si()
 
 
 @workflow

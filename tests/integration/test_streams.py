@@ -150,6 +150,15 @@ class TestReading:
         with pytest.raises(Exception, match="emit it in parts"):
             talking.much.delay(300_000).get(timeout=20)
 
+    def test_a_step_whose_time_is_up_is_heard_out_without_a_gap(self) -> None:
+        """The time limit comes at any point of the loop."""
+        run = talking.endless.delay()
+        with pytest.raises(Exception, match="SoftTimeLimitExceeded"):
+            run.get(timeout=20)
+        data = [item.data for item in run.stream()]
+        assert len(data) > 500
+        assert data == list(range(data[0], data[0] + len(data)))  # of so much, the oldest may be gone
+
     def test_a_step_whose_memory_is_capped_has_room_to_speak(self) -> None:
         run = talking.in_little_room.delay(["a", "b", "c"])
         run.get(timeout=20)
@@ -172,6 +181,17 @@ class TestReading:
         took_s = (record.ended_at or 0) - (record.started_at or 0)
         again = talking.speaking.delay(str(tmp_path / "nowhere"), ["one"])
         assert again.progress.left_s == pytest.approx(took_s, abs=0.002)
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_steps_in_other_pools_tell_as_well(system: System, pool: str) -> None:
+    system.start_worker(pool=pool, imports=IMPORTS)
+    run = talking.side_by_side.delay(600, 600)
+    run.get(timeout=20)
+    items = list(run.stream())
+    assert len(items) == 1200
+    for step_id in {item.step_id for item in items}:
+        assert [item.data for item in items if item.step_id == step_id] == list(range(600))
 
 
 def test_a_run_nobody_knows(system: System) -> None:

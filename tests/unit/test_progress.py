@@ -9,12 +9,15 @@ import fakeredis
 import pytest
 
 from agentlink.broker import profiles
-from agentlink.broker.streams import RUN_PREFIX, told_key
+from agentlink.broker.dead_letters import DeadLetter
+from agentlink.broker.streams import EMIT, RUN_PREFIX, Said, Speaker, item, told_key
+from agentlink.broker.streams import tell as tell_broker
 from resource_guard.caps import Used
 from tests.integration import sample
 from workflows import RunState, StepState, WorkflowRun, durations, store
 from workflows.progress import Told, progress_of, read_told
 from workflows.store import RunRecord, StepRecord
+from workflows.streams import said_so_far
 
 
 def _run(state: RunState = RunState.RUNNING, workflow: str = "w") -> RunRecord:
@@ -127,7 +130,7 @@ def _started_run(client: fakeredis.FakeRedis, run_id: str = "run", parent: str |
     _do(client, store.creation_commands(run_id, "tests.flow", "", parent, "run"))
     client.hset(RUN_PREFIX + run_id, mapping={"state": "RUNNING", "started_at": "1.5"})
     client.hset(told_key(run_id), "0", "{}")
-    client.xadd(f"{RUN_PREFIX}{run_id}:stream", {"step": "0"})
+    client.xadd(f"{RUN_PREFIX}{run_id}:stream", {"step": "0", "task": "t", "attempt": "1", "items": "[]"})
 
 
 def _ends(client: fakeredis.FakeRedis, run_id: str) -> list[bytes]:
@@ -154,6 +157,28 @@ def test_a_failure_wakes_the_readers_of_all_runs_it_ends_and_no_duration_is_kept
     _end(client, "step", "FAILURE", _request("tests.add", agentlink_run="inner", agentlink_place="0"))
     assert (_ends(client, "inner"), _ends(client, "run")) == ([b"FAILED"], [b"FAILED"])
     assert not client.exists(durations.DURATIONS_PREFIX + "tests.flow")
+
+
+def test_a_run_whose_dead_letter_is_sent_again_may_be_told_more_and_ends_again(client: fakeredis.FakeRedis) -> None:
+    def tell() -> str:
+        speaker = Speaker(run_id="run", step="step", task="tests.add", attempt=1)
+        said = Said(number=1, items=[item(EMIT, '"word"')], fraction=None, message=None, must_arrive=True)
+        return tell_broker(client, speaker, said, 1_000_000)
+
+    _started_run(client)
+    request = _request("tests.add", agentlink_run="run", agentlink_place="0")
+    assert tell() == "told"
+    _end(client, "step", "FAILURE", request)
+    assert tell() == "ended"
+    letter = DeadLetter(
+        id="step", task="tests.add", queue="cpu", reason="", attempts=3, buried_at=0.0, run_id="run", arguments=""
+    )
+    _do(client, store.reopen_commands(letter))
+    assert tell() == "told"
+    _end(client, "step", "SUCCESS", request)
+    _end(client, "run", "SUCCESS", request)
+    assert _ends(client, "run") == [b"FAILED", b"SUCCEEDED"]
+    assert [one.attempt for one in said_so_far(client, "run", (EMIT,))] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +13,14 @@ from celery.result import AsyncResult
 from agentlink.broker.streams import EMIT, LOG
 from tasks.app import app
 from workflows import durations, store, streams
-from workflows.progress import Progress, progress_of, read_told, with_told
+from workflows.errors import RunUnknown
+from workflows.progress import Progress, Told, progress_of, read_told, with_told
+from workflows.states import StepState
 from workflows.store import RunRecord, StepRecord
 from workflows.streams import StreamItem
 
+# Each is some round trips more.
+_INNER_RUNS_MAX = 20
 # What is known of earlier runs changes slowly.
 _EXPECTED_FOR_S = 10.0
 
@@ -55,9 +61,26 @@ class WorkflowRun(AsyncResult):
         if time.monotonic() > self._expected[1]:
             names = {record.workflow, *(step.name for step in steps)}
             self._expected = durations.expected_s(client, names), time.monotonic() + _EXPECTED_FOR_S
-        progress = progress_of(record, steps, read_told(client, self.id), self._expected[0], self._seen_fraction)
+        told = read_told(client, self.id) | self._told_by_inner_runs(steps)
+        progress = progress_of(record, steps, told, self._expected[0], self._seen_fraction)
         self._seen_fraction = progress.fraction
         return progress
+
+    def _told_by_inner_runs(self, steps: list[StepRecord]) -> dict[str, Told]:
+        """How far those runs have come that are steps of this one."""
+        inner = (step for step in steps if step.state is StepState.RUNNING and step.id != self.id)
+        builds = (step for step in inner if getattr(app.tasks.get(step.name), "builds_canvas", False))
+        told: dict[str, Told] = {}
+        for step in itertools.islice(builds, _INNER_RUNS_MAX):
+            with contextlib.suppress(RunUnknown):
+                progress = WorkflowRun(step.id, self.backend).progress
+                told[step.id] = Told(
+                    fraction=progress.fraction,
+                    top=progress.fraction,
+                    message=progress.message,
+                    at=step.started_at or 0.0,
+                )
+        return told
 
     def steps(self) -> list[StepRecord]:
         """The run's steps in the order of their places in the canvas; empty until a worker has built it."""

@@ -121,6 +121,12 @@ def speaking(folder: str, words: list[str]) -> Any:
 
 
 @workflow
+def outer(folder: str, words: list[str]) -> Any:
+    """A workflow as the first of two steps."""
+    return chain(speaking.si(folder, words), add.si(1, 1))
+
+
+@workflow
 def failing() -> Any:
     return chain(speak_and_fail.si(), add.si(1, 1))
 

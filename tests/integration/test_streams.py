@@ -99,6 +99,20 @@ class TestReading:
         assert [line.data for line in run.logs()] == ["said one", "said two"]
         assert (run.progress.fraction, run.progress.left_s, run.progress.message) == (1.0, 0.0, "said two")
 
+    def test_a_workflow_that_is_a_step_counts_as_far_as_it_has_come(
+        self, tmp_path: Path, release: Callable[[str], None]
+    ) -> None:
+        run = talking.outer.delay(str(tmp_path), ["one", "two"])
+        release("one")
+        wait_until(lambda: run.progress.message == "said one", what="the inner run's message", timeout_s=20)
+        assert run.progress.fraction == pytest.approx(0.125)  # half of a half of a half
+        inner = WorkflowRun(run.steps()[0].id)
+        assert [line.data for line in inner.logs()] == ["said one"]
+        release("two")
+        release("end")
+        run.get(timeout=20)
+        assert (inner.text(), run.text(), run.progress.fraction) == ("onetwo", "", 1.0)
+
     def test_ten_thousand_parts_in_a_loop_are_quick_complete_and_in_order(self) -> None:
         run = talking.counting.delay(10_000)
         reader = Reader(run.id)

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 from dataclasses import asdict
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import click
@@ -115,6 +115,19 @@ def run(context: click.Context, workflow: str, arguments: tuple[str, ...], keep:
     if succeeded is None:
         raise click.Abort
     context.exit(0 if succeeded else 1)
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until the run has ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print each line, and each part of the output, as JSON.")
+def logs(run_id: str, follow: bool, as_json: bool) -> None:
+    """Print what the steps of RUN have logged and put out."""
+    from agentlink import run_logs, running  # Celery takes a third of a second to import
+
+    with running.broker(load()) as client:
+        items = run_logs.items(client, run_id, live=follow)
+        run_logs.write(run_logs.as_json(items) if as_json else run_logs.as_text(items), partial(click.echo, nl=False))
 
 
 def _filters(command: Any) -> Any:

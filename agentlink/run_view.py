@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from agentlink.broker import server
 from agentlink.broker.errors import BrokerUnavailable
@@ -24,6 +24,7 @@ from agentlink.modules import import_all
 from agentlink.settings import Settings, load
 from agentlink.units import format_duration
 from tasks import app
+from workflows import Progress as RunProgress
 from workflows import RunState, StepRecord, WorkflowRun
 from workflows.base import WorkflowTask
 from workflows.errors import CallRefused
@@ -172,14 +173,23 @@ def follow(task: WorkflowTask, run: WorkflowRun, state: dict[str, Any], console:
 def _watch(run: WorkflowRun, console: Console) -> RunRecord:
     """Show the run's steps until it ends, also when the broker goes away for a while."""
     bars: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
     quiet_until, told = time.monotonic() + QUIET_START_S, set[str]()
     with Progress(*columns, console=console, transient=False) as progress:
+        whole = progress.add_task("run", total=1.0, done="", note="")
         while True:
             word = None
             try:
                 record = run.record()  # read before the steps: those read after it are the last word
-                _update(progress, bars, run.steps(), console)
+                steps = run.steps()
+                _update(progress, bars, steps, console)
+                progress.update(whole, **_whole(run.progress_by(record, steps)))
                 if record.state in TERMINAL_RUN_STATES:
                     return record
             except (redis.ConnectionError, redis.TimeoutError):
@@ -192,6 +202,13 @@ def _watch(run: WorkflowRun, console: Console) -> RunRecord:
             time.sleep(POLL_S)
 
 
+def _whole(so_far: RunProgress) -> dict[str, Any]:
+    """What the run's own bar shows."""
+    left = "" if so_far.ended or so_far.left_s is None else f", {format_duration(so_far.left_s)} left"
+    message = (so_far.message or "").splitlines() or [""]
+    return {"completed": so_far.fraction, "done": f"{int(100 * so_far.fraction)} %{left}", "note": message[0]}
+
+
 def _update(progress: Progress, bars: dict[str, TaskID], steps: list[StepRecord], console: Console) -> None:
     """One bar for each kind of step, in the order in which they come in the canvas."""
     totals, done = Counter[str](), Counter[str]()
@@ -201,8 +218,8 @@ def _update(progress: Progress, bars: dict[str, TaskID], steps: list[StepRecord]
         done[kind] += step.state in TERMINAL_STEP_STATES
     for kind, total in totals.items():
         if kind not in bars:
-            bars[kind] = progress.add_task(kind, total=total)
+            bars[kind] = progress.add_task(kind, total=total, done="", note="")
         before = progress.tasks[bars[kind]].completed
-        progress.update(bars[kind], completed=done[kind], total=total)
+        progress.update(bars[kind], completed=done[kind], total=total, done=f"{done[kind]}/{total}")
         if not console.is_terminal and done[kind] == total and before != total:
             console.print(f"  {kind}: {total} of {total} done")

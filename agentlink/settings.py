@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     results_inline_bytes: Annotated[int, _size("1KB", "100MB")] = Field(default=64_000, alias="results_inline")
     # Where those files are: a folder, or any address that fsspec knows (s3://bucket/folder); by default below `home`.
     storage: str | None = Field(default=None, repr=False)  # it may hold a password
+    # The most that a run's steps may have put out and logged, in the broker: of more, the oldest goes.
+    stream_bytes: Annotated[int, _size("1MB")] = Field(default=16_000_000, alias="stream")
     # The most runs listed; older ones are forgotten first.
     keep_runs: Count = Field(default=100_000, ge=1, le=10_000_000)
 

@@ -40,6 +40,7 @@ from tasks.errors import MemoryLimitExceeded
 from tasks.large_arguments import body_has_ended, put_away
 from tasks.limits import Limits
 from tasks.retries import retry_options
+from tasks.telling import Telling, tell_so_far, told_at_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
 
 
-class BaseTask(Task, Generic[P, R]):
+class BaseTask(Telling, Task, Generic[P, R]):
     """A task that may declare what it needs: the guard plans with it.
 
     Type checkers know what it is called with, and what a direct call returns. Celery brings no types, so all else is
@@ -120,7 +121,7 @@ class BaseTask(Task, Generic[P, R]):
             # The request keeps the references: for a retry, for logs and events.
             args, kwargs = self.backend.arguments.read(request.id, args, kwargs)
         try:
-            with fanout.body(request):
+            with fanout.body(request), told_at_the_end(request):
                 allowed = getattr(request, CAP_HEADER, None)
                 result = self.run(*args, **kwargs) if allowed is None else self._run_capped(allowed, args, kwargs)
         except SoftTimeLimitExceeded:
@@ -205,10 +206,12 @@ class BaseTask(Task, Generic[P, R]):
         limit = self.max_retries if max_retries is None else max_retries
         if deaths and limit is not None and request.retries + 1 + deaths > limit:
             raise error or self.MaxRetriesExceededError(f"{self.name} has no attempts left", task_args=request.args)
+        tell_so_far(request)
         return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's, with `self.replace(...)`: what goes on in its place is no deeper than it was itself."""
+        tell_so_far(self.request)
         with fanout.replacing(self.request):
             return super().on_replace(sig)
 

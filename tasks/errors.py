@@ -43,6 +43,20 @@ class ProcessDied(TaskError):
         return f"the process of {self.task} died (attempt {self.attempts}): {self.how}"
 
 
+class ChunkTooLarge(TaskError):
+    """A step has put out too much at once: it goes through the broker."""
+
+    def __init__(self, task: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(task, size_bytes, limit_bytes)
+        self.task, self.size_bytes, self.limit_bytes = task, size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} emits {format_size(self.size_bytes)} of JSON at once, and {format_size(self.limit_bytes)} is "
+            "the most: emit it in parts, or return it as the step's result"
+        )
+
+
 class MemoryLimitExceeded(TaskError, MemoryError):
     """A task, with the programs it started, took or wanted more memory than it may have.
 

@@ -6,11 +6,13 @@ from workflows import errands
 from workflows.base import workflow
 from workflows.compensation import compensate
 from workflows.errors import CallRefused, CanvasChanged, ResumeRefused, RunNotEnded, RunUnknown, WorkflowError
+from workflows.progress import Progress
 from workflows.research import research
-from workflows.run import Progress, WorkflowRun
+from workflows.run import WorkflowRun
 from workflows.states import RunState, StepState
 from workflows.steering import resume_all
 from workflows.store import RunRecord, StepRecord
+from workflows.streams import StreamItem
 
 __all__ = [
     # shipped
@@ -21,6 +23,7 @@ __all__ = [
     "WorkflowRun",
     "Progress",
     "resume_all",
+    "StreamItem",
     # what is known of a run
     "RunRecord",
     "RunState",

@@ -23,7 +23,7 @@ from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
 from tasks.large_arguments import put_away
-from workflows import steering, store
+from workflows import durations, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.states import RunState
@@ -259,6 +259,6 @@ def _readable(value: Any) -> str:
 
 
 if store.transition_commands not in ResultBackend.recorders:
-    ResultBackend.recorders.append(store.transition_commands)
+    ResultBackend.recorders += [store.transition_commands, durations.end_commands]
     dead_letters.resumers.append(steering.resume_for)
     sweep_step.lookups.append(store.which_go_on)

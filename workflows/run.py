@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery.result import AsyncResult
 
+from agentlink.broker.streams import EMIT, LOG
 from tasks.app import app
-from workflows import steering, store
-from workflows.states import TERMINAL_RUN_STATES, RunState
+from workflows import durations, steering, store, streams
+from workflows.errors import RunUnknown
+from workflows.progress import Progress, Told, progress_of, read_told, with_told
+from workflows.states import StepState
 from workflows.store import RunRecord, StepRecord
+from workflows.streams import StreamItem
 
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run has come."""
-
-    state: RunState
-    steps_done: int
-    steps_total: int  #: 0 until a worker has built the canvas
-
-    @property
-    def fraction(self) -> float:
-        """Between 0 and 1."""
-        if self.state is RunState.SUCCEEDED:
-            return 1.0
-        return self.steps_done / self.steps_total if self.steps_total else 0.0
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.state in TERMINAL_RUN_STATES
+# Each is some round trips more.
+_INNER_RUNS_MAX = 20
+# What is known of earlier runs changes slowly.
+_EXPECTED_FOR_S = 10.0
 
 
 class WorkflowRun(AsyncResult):
@@ -39,6 +30,10 @@ class WorkflowRun(AsyncResult):
 
     `WorkflowRun(id)` in any process follows a run that another one has started.
     """
+
+    #: What earlier runs let expect, until when that is good, and the most that was seen done of this one.
+    _expected: tuple[dict[str, float], float] = ({}, 0.0)
+    _seen_fraction = 0.0
 
     def __init__(self, id: str, backend: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: A002 - AsyncResult's name
         super().__init__(id, backend, *args, **kwargs if len(args) > 1 else {"app": app} | kwargs)
@@ -53,13 +48,39 @@ class WorkflowRun(AsyncResult):
 
     @property
     def progress(self) -> Progress:
-        """How far the run has come.
+        """How far the run has come; what one handle has seen done, it never sees undone.
 
         Raises:
             RunUnknown: it never was, or it ended longer ago than results are kept.
         """
-        record = self.record()
-        return Progress(state=record.state, steps_done=record.steps_done, steps_total=record.steps_total)
+        return self.progress_by(self.record(), self.steps())
+
+    def progress_by(self, record: RunRecord, steps: list[StepRecord]) -> Progress:
+        """The same, for those who have read the run and its steps."""
+        client = self.backend.client
+        if time.monotonic() > self._expected[1]:
+            names = {record.workflow, *(step.name for step in steps)}
+            self._expected = durations.expected_s(client, names), time.monotonic() + _EXPECTED_FOR_S
+        told = read_told(client, self.id) | self._told_by_inner_runs(steps)
+        progress = progress_of(record, steps, told, self._expected[0], self._seen_fraction)
+        self._seen_fraction = progress.fraction
+        return progress
+
+    def _told_by_inner_runs(self, steps: list[StepRecord]) -> dict[str, Told]:
+        """How far those runs have come that are steps of this one."""
+        inner = (step for step in steps if step.state is StepState.RUNNING and step.id != self.id)
+        builds = (step for step in inner if getattr(app.tasks.get(step.name), "builds_canvas", False))
+        told: dict[str, Told] = {}
+        for step in itertools.islice(builds, _INNER_RUNS_MAX):
+            with contextlib.suppress(RunUnknown):
+                progress = WorkflowRun(step.id, self.backend).progress
+                told[step.id] = Told(
+                    fraction=progress.fraction,
+                    top=progress.fraction,
+                    message=progress.message,
+                    at=step.started_at or 0.0,
+                )
+        return told
 
     def cancel(self, reason: str = "") -> bool:
         """End the run, and the runs below it: nothing more of it begins; running steps get a soft signal, then a kill.
@@ -89,4 +110,33 @@ class WorkflowRun(AsyncResult):
 
     def steps(self) -> list[StepRecord]:
         """The run's steps in the order of their places in the canvas; empty until a worker has built it."""
-        return store.read_steps(self.backend.client, self.id)
+        client = self.backend.client
+        return with_told(store.read_steps(client, self.id), read_told(client, self.id))
+
+    def stream(self, timeout: float | None = None) -> Iterator[StreamItem]:
+        """What the run's steps emit, in order: all of it from the start, then live, until the run has ended.
+
+        A step that begins again (its process was killed, it is retried) emits again, with a higher `attempt`.
+        What a workflow called as a step puts out is in its own run's stream.
+
+        Raises:
+            RunUnknown: it never was, or it ended longer ago than results are kept.
+            celery.exceptions.TimeoutError: no step has said anything for `timeout` seconds.
+        """
+        return streams.follow(self.backend.client, self.id, (EMIT,), timeout)
+
+    def text(self) -> str:
+        """What the steps have emitted so far, as one text: of each step what its latest attempt has.
+
+        Raises:
+            RunUnknown: it never was, or it ended longer ago than results are kept.
+        """
+        return streams.joined(streams.said_so_far(self.backend.client, self.id, (EMIT,)))
+
+    def logs(self) -> list[StreamItem]:
+        """The lines that the steps have logged so far; `data` is the line.
+
+        Raises:
+            RunUnknown: it never was, or it ended longer ago than results are kept.
+        """
+        return streams.said_so_far(self.backend.client, self.id, (LOG,))

@@ -20,7 +20,8 @@ from workflows.states import RunState
 from workflows.store import ENDING, ERRANDS_KEY, REPLAY_HEADER, RunRecord, StepRecord, ending_facts, run_key
 
 _CANCEL = ENDING + store.script("cancel.lua")
-_RESET = ENDING + store.script("reset.lua")
+#: Makes a run that has ended badly ready to be built again.
+RESET = ENDING + store.script("reset.lua")
 _LOOK_AGAIN_S = 0.1
 _PAGE = 500
 
@@ -151,7 +152,7 @@ def _reset(client: redis.Redis, run_id: str, chosen: list[str], override: str, t
     while True:
         facts = ending_facts(time.time(), None, None)
         args = [facts, store.goes_on_ttl_s(), dumps(chosen), override]
-        answer: list[bytes] = client.eval(_RESET, 1, run_key(run_id), *args)
+        answer: list[bytes] = client.eval(RESET, 1, run_key(run_id), *args)
         said, *what = map(store.as_text, answer)
         if said == "reset":
             return what

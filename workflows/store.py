@@ -24,6 +24,7 @@ from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
 from agentlink.broker.results import ASK
+from agentlink.broker.streams import RUN_PREFIX
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import CanvasChanged, ResumeRefused, RunUnknown
@@ -115,6 +116,9 @@ class StepRecord:
     started_at: float | None = None
     ended_at: float | None = None
     error: str | None = None
+    #: What it has last told of its own progress, from 0 to 1, and with it: only where `WorkflowRun.steps()` is asked.
+    progress: float | None = None
+    message: str | None = None
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -124,7 +128,7 @@ class StepRecord:
 
 def run_key(run_id: str) -> str:
     """The key of a run's hash."""
-    return f"agentlink:run:{run_id}"
+    return RUN_PREFIX + run_id
 
 
 def goes_on_ttl_s() -> int:

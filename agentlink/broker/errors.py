@@ -123,6 +123,17 @@ class LetterAmbiguous(AgentLinkError):
         return f"{len(self.ids)} dead letters' ids begin with {self.prefix!r} ({shown}); give more of it"
 
 
+class ChunksNotSent(BrokerError):
+    """The broker has not taken what a step has put out; the rest of it would be out of order, and the step fails."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(step, reason)
+        self.step, self.reason = step, reason
+
+    def __str__(self) -> str:
+        return f"the output of {self.step} can't be sent: {self.reason}"
+
+
 class BrokerNotRunning(BrokerError):
     """The broker does not run, and what was asked for starts nothing."""
 

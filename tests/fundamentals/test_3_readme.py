@@ -46,6 +46,14 @@ def test_own_tasks_and_workflows_by_name(system: System) -> None:
     assert done.returncode == 0
 
 
+def test_a_task_that_tells_what_it_does(system: System) -> None:
+    """Called as a function it tells the log."""
+    script = "import logging\nlogging.basicConfig(level='DEBUG')\nfrom tasks import task\n"
+    done = system.python(f"{script}{BLOCKS[2]}\nwrite(['one', 'two'])")
+    assert done.returncode == 0, done.stderr
+    assert "100 % wrote page 2" in done.stderr
+
+
 def test_every_file_it_names_is_there() -> None:
     for path in [*re.findall(r"\]\(([^)#:]+)\)", README), "celeryconfig.py", "agentlink/settings.py"]:
         assert (REPOSITORY / path).exists(), path

@@ -12,13 +12,14 @@ from celery import group
 from celery.app.task import Context
 from celery.result import AsyncResult
 
+from agentlink.broker.cancelled import RUN_HEADER
 from resource_guard.errors import ResultLost
 from resource_guard.storage import Storage
 from tasks import app
 from tests.integration import large, sample
 from tests.integration.system import System
 from tests.waiting import wait_until
-from workflows.store import PLACE_HEADER, RUN_HEADER
+from workflows.store import PLACE_HEADER
 
 MODULES = "tests.integration.sample,tests.integration.large"
 LARGE = 100_000

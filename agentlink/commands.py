@@ -1,4 +1,7 @@
-"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; `guard` is in `guard_commands`."""
+"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do.
+
+`guard` is in `guard_commands`; `signal` and `waiting` are in `signal_commands`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from agentlink.broker import server
 from agentlink.console import page_console
 from agentlink.guard_commands import guard
 from agentlink.settings import load
+from agentlink.signal_commands import signal_run, waiting
 
 #: As Celery's own, since both are read in one terminal or file.
 LOG_FORMAT = "[%(asctime)s: %(levelname)s/up] %(message)s"
@@ -30,6 +34,8 @@ def cli() -> None:
 
 
 cli.add_command(guard)
+cli.add_command(signal_run)
+cli.add_command(waiting)
 
 
 @cli.command()

@@ -8,7 +8,8 @@ from typing import Any
 from celery.result import AsyncResult
 
 from tasks.app import app
-from workflows import store
+from workflows import signals, store
+from workflows.signals import Wait
 from workflows.states import TERMINAL_RUN_STATES, RunState
 from workflows.store import RunRecord, StepRecord
 
@@ -64,3 +65,20 @@ class WorkflowRun(AsyncResult):
     def steps(self) -> list[StepRecord]:
         """The run's steps in the order of their places in the canvas; empty until a worker has built it."""
         return store.read_steps(self.backend.client, self.id)
+
+    def signal(self, name: str, payload: Any = None, *, to_all: bool = False) -> bool:
+        """Give a JSON payload to the step that has waited for this signal longest, or to all that wait for it now.
+
+        True when a step goes on with it. False when none waits for it yet: it is kept, and the first that will gets it.
+
+        Raises:
+            RunUnknown, RunEnded, TooManySignals: it reaches nobody, and is not kept.
+            BrokerUnavailable: the broker did not answer in time; what it has not done by then it will not do.
+            ValueError: it is no name, or no payload.
+        """
+        self.app.need_broker()
+        return signals.send(self.backend.client, self.id, name, payload, to_all=to_all) > 0
+
+    def waiting(self) -> list[Wait]:
+        """What the run's steps wait for, the one that has waited longest first; a workflow among them has its own."""
+        return signals.waits_of(self.backend.client, [self.id])

@@ -82,6 +82,8 @@ class StepRecord:
     started_at: float | None = None
     ended_at: float | None = None
     error: str | None = None
+    #: The signal it waits for, where it has begun to.
+    waiting_for: str | None = None
 
 
 def run_key(run_id: str) -> str:

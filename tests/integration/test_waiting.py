@@ -1,0 +1,234 @@
+"""Steps that wait for a signal: nothing is held meanwhile, nothing is lost, nothing is handed out twice."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import sample, waiting_steps
+from tests.integration.system import System
+from tests.waiting import wait_until
+from workflows import RunEnded, RunState, RunUnknown, SignalTimedOut, StepState, WorkflowRun, signals, store
+
+DELAYED = "agentlink:delayed:cpu"
+
+
+def start(system: System, **options: Any) -> Any:
+    return system.start_worker(imports=waiting_steps.IMPORTS, **options)
+
+
+def wait_until_it_waits(run: WorkflowRun, count: int = 1) -> None:
+    wait_until(lambda: len(run.waiting()) == count, what=f"{count} steps of {run.id} that wait", timeout_s=20)
+
+
+def notes(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_run_goes_on_with_what_a_signal_brings(system: System, path: Path) -> None:
+    start(system)
+    run = waiting_steps.asks.delay(str(path))
+    wait_until_it_waits(run)
+    [wait] = run.waiting()
+    assert (wait.name, wait.prompt, wait.until, wait.run_id) == ("approval", "Send this mail?", None, run.id)
+    assert abs(wait.since - time.time()) < 20
+    step = next(step for step in run.steps() if step.id == wait.step_id)
+    assert (step.state, step.waiting_for, step.attempt, step.worker) == (StepState.WAITING, "approval", 1, None)
+    assert system.in_flight() == 0
+    assert run.progress.state is RunState.RUNNING
+    assert run.signal("approval", {"yes": [1, None, "ü"]})
+    assert run.get(timeout=20) == {"yes": [1, None, "ü"]}
+    assert notes(path) == [repr({"yes": [1, None, "ü"]})]
+    assert run.waiting() == signals.all_waits(system.client) == []
+    assert {(step.state, step.attempt, step.waiting_for) for step in run.steps()} == {(StepState.SUCCEEDED, 1, None)}
+    assert system.client.exists(DELAYED, signals.INDEX_KEY, signals.waits_key(run.id), signals.parked_key(run.id)) == 0
+
+
+def test_steps_that_wait_hold_no_slot(system: System) -> None:
+    start(system, concurrency=2)
+    runs = [waiting_steps.asks.delay() for _ in range(10)]
+    for run in runs:
+        wait_until_it_waits(run)
+    assert system.in_flight() == 0
+    assert sample.add.delay(1, 2).get(timeout=5) == 3
+    assert len(signals.all_waits(system.client)) == 10
+    for number, run in enumerate(runs):
+        assert run.signal("approval", number)
+    assert [run.get(timeout=20) for run in runs] == list(range(10))
+
+
+def test_a_signal_that_comes_first_is_kept(system: System) -> None:
+    run = waiting_steps.asks.delay()
+    assert run.signal("approval", "early") is False
+    assert run.signal("other", "never wanted") is False
+    start(system)
+    assert run.get(timeout=20) == "early"
+
+
+def test_the_last_step_of_a_run_may_wait(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_last.delay()
+    wait_until_it_waits(run)
+    assert run.signal("approval")
+    assert run.get(timeout=20) is None
+    assert run.progress.state is RunState.SUCCEEDED
+
+
+def test_when_its_time_is_over_something_else_is_done_instead(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_for_a_while.delay("1s", instead=True)
+    wait_until_it_waits(run)
+    [wait] = run.waiting()
+    assert wait.until is not None
+    assert abs(wait.until - wait.since - 1) < 0.01
+    assert run.get(timeout=20) == 22
+    assert run.waiting() == []
+    assert run.progress.steps_done == run.progress.steps_total
+
+
+def test_without_that_it_fails_with_an_error_that_says_so(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_for_a_while.delay("500ms", instead=False)
+    with pytest.raises(SignalTimedOut, match="nobody sent the signal 'approval' within 500 ms"):
+        run.get(timeout=20)
+    assert run.progress.state is RunState.FAILED
+    with pytest.raises(RunEnded, match="has ended"):
+        run.signal("approval")
+    assert run.waiting() == []
+
+
+def test_a_signal_in_time_keeps_it_from_timing_out(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_for_a_while.delay("60s", instead=True)
+    wait_until_it_waits(run)
+    assert run.signal("approval", "in time")
+    assert run.get(timeout=20) == "in time"
+
+
+def test_a_timer_waits_for_its_time_alone(system: System) -> None:
+    start(system)
+    called = time.time()
+    run = waiting_steps.sleeps.delay("1500ms")
+    wait_until_it_waits(run)
+    assert run.waiting()[0].name is None
+    assert run.get(timeout=20) == 3
+    assert 1.5 < time.time() - called < 10
+
+
+def test_members_of_a_chord_may_wait(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_in_a_chord.delay()
+    wait_until_it_waits(run, 2)
+    assert run.signal("late number", 100)
+    assert run.signal("number", 10)
+    assert run.get(timeout=20) == 2 + 10 + 1100 + 1
+
+
+def test_a_workflow_that_waits_may_be_a_step_of_another(system: System) -> None:
+    start(system)
+    run = waiting_steps.outer.delay()
+    wait_until(lambda: len(signals.all_waits(system.client)) == 1, what="a step that waits", timeout_s=20)
+    [wait] = signals.all_waits(system.client)
+    assert wait.run_id != run.id
+    assert WorkflowRun(wait.run_id).signal("number", 5)
+    assert run.get(timeout=20) == 8
+
+
+def test_two_that_wait_get_a_signal_each(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_twice_at_once.delay()
+    wait_until_it_waits(run, 2)
+    first, second = run.waiting()
+    assert run.signal("word", "one")
+    wait_until(lambda: [wait.step_id for wait in run.waiting()] == [second.step_id], what="the first to go on")
+    assert run.signal("word", "two")
+    assert sorted(run.get(timeout=20).split()) == ["one", "two"]
+    assert run.get().split().index("one") == [step.id for step in run.steps()].index(first.step_id)
+
+
+def test_a_signal_for_all_wakes_all_that_wait(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks_twice_at_once.delay()
+    wait_until_it_waits(run, 2)
+    assert run.signal("word", "same", to_all=True)
+    assert run.get(timeout=20) == "same same"
+
+
+def test_runs_nobody_knows_are_sent_nothing(system: System) -> None:
+    with pytest.raises(RunUnknown, match="no run nothing is known"):
+        WorkflowRun("nothing").signal("approval")
+    assert not list(system.client.scan_iter("*nothing*"))
+
+
+def test_waiting_survives_worker_and_broker(system: System, path: Path) -> None:
+    worker = start(system)
+    run = waiting_steps.asks.delay(str(path))
+    wait_until_it_waits(run)
+    [before] = run.waiting()
+    worker.kill()
+    system.restart_broker()
+    assert run.waiting() == [before]
+    assert run.signal("approval", "after")
+    system.restart_broker()
+    start(system)
+    assert run.get(timeout=30) == "after"
+    assert notes(path) == ["'after'"]
+
+
+@pytest.mark.parametrize("whole", ["", "1"])
+def test_killed_when_it_is_told_it_is_told_the_same_again(system: System, path: Path, whole: str) -> None:
+    dies = system.folder / "dies"
+    environment = {"TEST_DIES_WHEN_TOLD": str(dies), "TEST_DIES_WHOLE": whole}
+    before = ["env", *(f"{name}={value}" for name, value in environment.items())]
+    start(system, before=before, concurrency=1, lease="1s")
+    run = waiting_steps.asks.delay(str(path))
+    wait_until_it_waits(run)
+    dies.touch()
+    assert run.signal("approval", "once")
+    assert run.signal("approval", "for the next") is False
+    wait_until(lambda: not dies.exists(), what="its death")
+    if whole:
+        start(system)
+    assert run.get(timeout=30) == "once"
+    assert notes(path) == ["'once'"]
+    assert store.read_run(system.client, run.id).state is RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("whole", ["", "1"])
+def test_killed_when_it_was_put_aside_it_waits_all_the_same(system: System, path: Path, whole: str) -> None:
+    dies = system.folder / "dies"
+    dies.touch()
+    environment = {"TEST_DIES_WHEN_TOLD": str(dies), "TEST_DIES_WHOLE": whole, "TEST_DIES_AT": "parked"}
+    before = ["env", *(f"{name}={value}" for name, value in environment.items())]
+    start(system, before=before, concurrency=1, lease="1s")
+    run = waiting_steps.asks.delay(str(path))
+    wait_until_it_waits(run)
+    wait_until(lambda: not dies.exists(), what="its death")
+    if whole:
+        start(system)
+    assert sample.add.delay(1, 2).get(timeout=30) == 3
+    assert (system.client.zcard(DELAYED), len(run.waiting())) == (1, 1)
+    assert run.signal("approval", "word")
+    assert run.get(timeout=30) == "word"
+    assert notes(path) == ["'word'"]
+
+
+def test_a_run_that_waits_outlives_what_is_kept(system: System) -> None:
+    """All of it is kept for a second, and it waits for five times as long."""
+    start(system, keep_results="1s", soft_time_limit="500ms", hard_time_limit="800ms")
+    called = system.python(
+        "from tests.integration import waiting_steps\nprint(waiting_steps.asks_in_a_chord.delay().id)",
+        keep_results="1s", soft_time_limit="500ms", hard_time_limit="800ms",
+    )  # fmt: skip
+    run = WorkflowRun(called.stdout.strip())
+    wait_until_it_waits(run, 2)
+    assert run.signal("number", 10)
+    ended = time.monotonic() + 5
+    wait_until(lambda: time.monotonic() > ended, what="that to have been over")
+    [wait] = run.waiting()
+    assert wait.name == "late number"
+    assert run.signal("late number", 100)
+    assert run.get(timeout=20) == 2 + 10 + 1100 + 1

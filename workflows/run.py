@@ -76,8 +76,9 @@ class WorkflowRun(AsyncResult):
             BrokerUnavailable: the broker did not answer in time; what it has not done by then it will not do.
             ValueError: it is no name, or no payload.
         """
-        self.app.need_broker()
-        return signals.send(self.backend.client, self.id, name, payload, to_all=to_all) > 0
+        with self.app.producer_or_acquire() as producer:  # its line waits no longer than a call does
+            client = producer.connection.default_channel.line
+            return signals.send(client, self.id, name, payload, to_all=to_all) > 0
 
     def waiting(self) -> list[Wait]:
         """What the run's steps wait for, the one that has waited longest first; a workflow among them has its own."""

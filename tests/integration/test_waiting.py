@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentlink.broker.errors import BrokerUnavailable
 from tests.integration import sample, waiting_steps
 from tests.integration.system import System
 from tests.waiting import wait_until
@@ -163,6 +166,63 @@ def test_runs_nobody_knows_are_sent_nothing(system: System) -> None:
     assert not list(system.client.scan_iter("*nothing*"))
 
 
+def test_a_broker_that_hangs_does_not_take_a_signal_later(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks.delay()
+    wait_until_it_waits(run)
+    called = time.monotonic()
+    with system.frozen_broker(), pytest.raises(BrokerUnavailable):
+        run.signal("approval", "refused")
+    assert time.monotonic() - called < 10
+    assert sample.add.delay(1, 2).get(timeout=20) == 3
+    assert len(run.waiting()) == 1
+    assert system.client.exists(signals.signals_key(run.id)) == 0
+    assert run.signal("approval", "taken")
+    assert run.get(timeout=20) == "taken"
+
+
+def test_a_signal_finds_a_broker_that_was_restarted(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks.delay()
+    wait_until_it_waits(run)
+    assert run.signal("other") is False
+    system.restart_broker()
+    assert run.signal("approval", "taken")
+    assert run.get(timeout=20) == "taken"
+
+
+def test_what_waits_in_a_run_that_has_failed_goes_with_it(system: System) -> None:
+    """It is asked for no more. Its message goes when the run is forgotten, which may be opened again until then."""
+    short = {"keep_results": "1s", "soft_time_limit": "500ms", "hard_time_limit": "800ms"}
+    start(system, **short)
+    run = waiting_steps.fails_beside.delay("no good")
+    with pytest.raises(Exception, match="no good"):
+        run.get(timeout=20)
+    wait_until(lambda: system.client.zcard(DELAYED) == 1, what="the other step to wait")
+    assert run.waiting() == signals.all_waits(system.client) == []
+    with pytest.raises((RunEnded, RunUnknown)):
+        run.signal("approval")
+    wait_until(lambda: not system.client.exists(DELAYED, signals.INDEX_KEY), what="it to be forgotten", timeout_s=20)
+    assert not list(system.client.scan_iter(f"{store.run_key(run.id)}*"))
+    assert "in a run that is forgotten" in system.workers[0].log
+
+
+def test_a_step_may_decide_to_wait(system: System) -> None:
+    start(system)
+    run = waiting_steps.decides.delay()
+    wait_until_it_waits(run)
+    assert run.signal("approval", 4)
+    assert run.get(timeout=20) == 5
+
+
+def test_a_step_may_send_a_signal(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks.delay()
+    wait_until_it_waits(run)
+    assert waiting_steps.approve.delay(run.id).get(timeout=20) is True
+    assert run.get(timeout=20) == "from a task"
+
+
 def test_waiting_survives_worker_and_broker(system: System, path: Path) -> None:
     worker = start(system)
     run = waiting_steps.asks.delay(str(path))
@@ -232,3 +292,28 @@ def test_a_run_that_waits_outlives_what_is_kept(system: System) -> None:
     assert wait.name == "late number"
     assert run.signal("late number", 100)
     assert run.get(timeout=20) == 2 + 10 + 1100 + 1
+
+
+def test_each_run_gets_its_own_word_whatever_is_killed(system: System) -> None:
+    """Processes of the pool, and then a whole worker, while steps begin to wait and while they are signalled."""
+    worker = start(system, concurrency=2, lease="1s")
+    runs = [waiting_steps.asks.delay() for _ in range(40)]
+
+    def kill_one() -> None:
+        for pid in worker.children()[:1]:
+            os.kill(pid, signal.SIGKILL)
+
+    for least in (5, 15, 25):
+        wait_until(lambda at=least: len(signals.all_waits(system.client)) >= at, what="some to wait", timeout_s=20)
+        kill_one()
+    wait_until(lambda: len(signals.all_waits(system.client)) == len(runs), what="all to wait", timeout_s=30)
+    for number, run in enumerate(runs):
+        assert run.signal("approval", number)
+        if number % 10 == 5:
+            kill_one()
+        if number == 30:
+            worker.kill()
+    start(system, concurrency=2, lease="1s")
+    assert [run.get(timeout=30) for run in runs] == list(range(len(runs)))
+    wait_until(lambda: system.in_flight() == 0, what="nothing in flight")
+    assert system.client.exists(DELAYED, signals.INDEX_KEY) == 0

@@ -11,7 +11,7 @@ from celery import chain, chord
 
 from tasks import task
 from tests.integration.sample import add, append_line, fail, join, total
-from workflows import sleep_for, wait_for, waiting, workflow
+from workflows import WorkflowRun, sleep_for, wait_for, waiting, workflow
 
 IMPORTS = "tests.integration.sample,tests.integration.waiting_steps"
 #: Once this file is there, a process of the pool dies when a step that waits has been told what it waited for.
@@ -78,6 +78,22 @@ def sleeps(duration: str) -> Any:
 def fails_beside(message: str) -> Any:
     """One member waits while the other fails."""
     return chord([wait_for("approval"), fail.si(message)], total.s())
+
+
+@task(bind=True)
+def decide(self: Any) -> Any:
+    """Have somebody else say a number."""
+    raise self.replace(wait_for("approval"))
+
+
+@task
+def approve(run_id: str) -> bool:
+    return WorkflowRun(run_id).signal("approval", "from a task")
+
+
+@workflow
+def decides() -> Any:
+    return chain(decide.s(), add.s(1))
 
 
 @workflow

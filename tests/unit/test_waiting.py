@@ -13,6 +13,7 @@ import pytest
 from celery import chain
 
 from agentlink.broker import fanout
+from agentlink.broker.errors import BrokerUnavailable
 from agentlink.settings import load
 from tasks import app
 from tests.integration import sample
@@ -22,7 +23,6 @@ from workflows import (
     SignalTimedOut,
     StepState,
     TooManySignals,
-    WorkflowRun,
     signals,
     sleep_for,
     store,
@@ -361,10 +361,12 @@ def test_errors_are_the_same_when_read_again(error: Exception) -> None:
     assert (type(again), str(again)) == (type(error), str(error))
 
 
-def test_the_handle_of_a_run_lists_and_signals(monkeypatch: pytest.MonkeyPatch, client: fakeredis.FakeRedis) -> None:
-    run = WorkflowRun(RUN, SimpleNamespace(client=client))
-    monkeypatch.setattr(app, "_broker_seen", True)
-    _ask(client, _deliver(client, "a"))
-    assert [wait.step_id for wait in run.waiting()] == ["a"]
-    assert run.signal("go") is True
-    assert run.signal("go") is False
+def test_a_broker_that_comes_to_it_too_late_does_nothing(
+    client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_ACCEPT_FRACTION", -1.0)
+    hurried = load().model_copy(update={"publish_timeout_s": 0.2})
+    monkeypatch.setattr(signals, "load", lambda: hurried)
+    with pytest.raises(BrokerUnavailable, match="too late"):
+        signals.send(client, RUN, "go")
+    assert not client.exists(signals.signals_key(RUN))

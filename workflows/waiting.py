@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
 
-from celery.canvas import Signature, maybe_signature
+from celery.canvas import Signature
 from celery.exceptions import Ignore
 from kombu.utils.json import loads
 from redis.commands.core import Script
@@ -28,6 +28,7 @@ from agentlink.settings import load
 from agentlink.units import checked_name, parse_duration
 from tasks.app import task
 from workflows.errors import CallRefused, RunUnknown, SignalTimedOut
+from workflows.plan import replacement
 from workflows.signals import GOES_ON, INDEX_KEY, line_key, parked_key, signals_key, waits_key
 from workflows.states import STEP_TRANSITIONS, StepState
 from workflows.store import RUN_HEADER, run_key, steps_key
@@ -94,7 +95,7 @@ def _waits(self: Any, name: str | None, *, timeout_s: float | None, on_timeout: 
     if said != "timed out":
         raise Ignore
     if on_timeout is not None:
-        raise self.replace(maybe_signature(on_timeout, app=self.app))
+        raise self.replace(replacement(on_timeout, self.request.id, self.app))
     if name is not None:
         raise SignalTimedOut(name, timeout_s or 0.0)
     return None

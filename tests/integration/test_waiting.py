@@ -31,8 +31,9 @@ def notes(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_run_goes_on_with_what_a_signal_brings(system: System, path: Path) -> None:
-    start(system)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_run_goes_on_with_what_a_signal_brings(system: System, path: Path, pool: str) -> None:
+    start(system, pool=pool)
     run = waiting_steps.asks.delay(str(path))
     wait_until_it_waits(run)
     [wait] = run.waiting()
@@ -274,6 +275,21 @@ def test_killed_when_it_was_put_aside_it_waits_all_the_same(system: System, path
     assert run.signal("approval", "word")
     assert run.get(timeout=30) == "word"
     assert notes(path) == ["'word'"]
+
+
+@pytest.mark.parametrize("at", ["timed out", "replaced"])
+def test_killed_when_its_time_is_over_it_takes_the_same_branch_once(system: System, path: Path, at: str) -> None:
+    dies = system.folder / "dies"
+    before = ["env", f"TEST_DIES_WHEN_TOLD={dies}", f"TEST_DIES_AT={at}"]
+    start(system, before=before, concurrency=1)
+    run = waiting_steps.gives_up.delay(str(path))
+    wait_until_it_waits(run)
+    dies.touch()
+    assert run.get(timeout=30) == 2
+    assert not dies.exists()
+    wait_until(lambda: system.in_flight() == 0, what="everything to be done")
+    assert notes(path) == ["'nobody there'", "2"]
+    assert run.progress.steps_done == run.progress.steps_total
 
 
 def test_a_run_that_waits_outlives_what_is_kept(system: System) -> None:

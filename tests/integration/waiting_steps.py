@@ -10,6 +10,7 @@ from typing import Any
 from celery import chain, chord
 
 from tasks import task
+from tasks.base import BaseTask
 from tests.integration.sample import add, append_line, fail, join, total
 from workflows import WorkflowRun, sleep_for, wait_for, waiting, workflow
 
@@ -29,8 +30,21 @@ def _die_when_told(ask: Any) -> Any:
     return ask_and_die
 
 
+def _die_when_replaced(on_replace: Any) -> Any:
+    def replace_and_die(*args: Any) -> Any:
+        try:
+            return on_replace(*args)
+        finally:
+            if os.environ.get("TEST_DIES_AT") == "replaced" and DIES.exists():
+                DIES.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return replace_and_die
+
+
 if str(DIES) != "/nowhere":
     waiting.ask = _die_when_told(waiting.ask)
+    BaseTask.on_replace = _die_when_replaced(BaseTask.on_replace)
 
 
 @task
@@ -55,6 +69,13 @@ def asks_last() -> Any:
 def asks_for_a_while(timeout: str, instead: bool) -> Any:
     on_timeout = chain(add.s(20, 1), add.s(1)) if instead else None
     return chain(wait_for("approval", timeout=timeout, on_timeout=on_timeout), note.s(os.devnull))
+
+
+@workflow
+def gives_up(path: str) -> Any:
+    """Nobody says a word: two other tasks go on in the step's place."""
+    on_timeout = chain(note.s("nobody there", path), add.si(1, 1))
+    return chain(wait_for("approval", timeout="500ms", on_timeout=on_timeout), note.s(path))
 
 
 @workflow

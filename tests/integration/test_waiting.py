@@ -14,7 +14,7 @@ from agentlink.broker.errors import BrokerUnavailable
 from tests.integration import sample, waiting_steps
 from tests.integration.system import System
 from tests.waiting import wait_until
-from workflows import RunEnded, RunState, RunUnknown, SignalTimedOut, StepState, WorkflowRun, signals, store
+from workflows import RunEnded, RunState, RunUnknown, SignalTimedOut, StepState, WorkflowRun, signals, store, wait_for
 
 DELAYED = "agentlink:delayed:cpu"
 
@@ -83,11 +83,11 @@ def test_the_last_step_of_a_run_may_wait(system: System) -> None:
 
 def test_when_its_time_is_over_something_else_is_done_instead(system: System) -> None:
     start(system)
-    run = waiting_steps.asks_for_a_while.delay("1s", instead=True)
+    run = waiting_steps.asks_for_a_while.delay("2s", instead=True)
     wait_until_it_waits(run)
     [wait] = run.waiting()
     assert wait.until is not None
-    assert abs(wait.until - wait.since - 1) < 0.01
+    assert abs(wait.until - wait.since - 2) < 0.01
     assert run.get(timeout=20) == 22
     assert run.waiting() == []
     assert run.progress.steps_done == run.progress.steps_total
@@ -115,11 +115,11 @@ def test_a_signal_in_time_keeps_it_from_timing_out(system: System) -> None:
 def test_a_timer_waits_for_its_time_alone(system: System) -> None:
     start(system)
     called = time.time()
-    run = waiting_steps.sleeps.delay("1500ms")
+    run = waiting_steps.sleeps.delay("2s")
     wait_until_it_waits(run)
     assert run.waiting()[0].name is None
     assert run.get(timeout=20) == 3
-    assert 1.5 < time.time() - called < 10
+    assert 2 < time.time() - called < 10
 
 
 def test_members_of_a_chord_may_wait(system: System) -> None:
@@ -159,6 +159,28 @@ def test_a_signal_for_all_wakes_all_that_wait(system: System) -> None:
     wait_until_it_waits(run, 2)
     assert run.signal("word", "same", to_all=True)
     assert run.get(timeout=20) == "same same"
+
+
+def test_outside_a_run_nothing_can_be_waited_for(system: System) -> None:
+    start(system)
+    with pytest.raises(RunUnknown):
+        wait_for("approval").delay().get(timeout=20)
+
+
+def test_a_full_broker_takes_no_signal(system: System) -> None:
+    start(system)
+    run = waiting_steps.asks.delay()
+    wait_until_it_waits(run)
+    most_bytes = system.client.config_get("maxmemory")["maxmemory"]
+    system.client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="it is full"):
+            run.signal("approval", "refused")
+    finally:
+        system.client.config_set("maxmemory", most_bytes)
+    assert len(run.waiting()) == 1
+    assert run.signal("approval", "taken")
+    assert run.get(timeout=20) == "taken"
 
 
 def test_runs_nobody_knows_are_sent_nothing(system: System) -> None:

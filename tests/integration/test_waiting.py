@@ -17,6 +17,8 @@ from tests.waiting import wait_until
 from workflows import RunEnded, RunState, RunUnknown, SignalTimedOut, StepState, WorkflowRun, signals, store, wait_for
 
 DELAYED = "agentlink:delayed:cpu"
+#: Runs are kept for twice as long while they go on, what chords have gathered for as long.
+SHORT = {"keep_results": "4s", "soft_time_limit": "1s", "hard_time_limit": "2s"}
 
 
 def start(system: System, **options: Any) -> Any:
@@ -216,8 +218,7 @@ def test_a_signal_finds_a_broker_that_was_restarted(system: System) -> None:
 
 def test_what_waits_in_a_run_that_has_failed_goes_with_it(system: System) -> None:
     """It is asked for no more. Its message goes when the run is forgotten, which may be opened again until then."""
-    short = {"keep_results": "1s", "soft_time_limit": "500ms", "hard_time_limit": "800ms"}
-    start(system, **short)
+    start(system, **SHORT)
     run = waiting_steps.fails_beside.delay("no good")
     with pytest.raises(Exception, match="no good"):
         run.get(timeout=20)
@@ -315,16 +316,14 @@ def test_killed_when_its_time_is_over_it_takes_the_same_branch_once(system: Syst
 
 
 def test_a_run_that_waits_outlives_what_is_kept(system: System) -> None:
-    """All of it is kept for a second, and it waits for five times as long."""
-    start(system, keep_results="1s", soft_time_limit="500ms", hard_time_limit="800ms")
-    called = system.python(
-        "from tests.integration import waiting_steps\nprint(waiting_steps.asks_in_a_chord.delay().id)",
-        keep_results="1s", soft_time_limit="500ms", hard_time_limit="800ms",
-    )  # fmt: skip
+    """Of all that is kept, nothing would be there any more when it goes on."""
+    start(system, **SHORT)
+    call = "from tests.integration import waiting_steps\nprint(waiting_steps.asks_in_a_chord.delay().id)"
+    called = system.python(call, **SHORT)
     run = WorkflowRun(called.stdout.strip())
     wait_until_it_waits(run, 2)
     assert run.signal("number", 10)
-    ended = time.monotonic() + 5
+    ended = time.monotonic() + 10
     wait_until(lambda: time.monotonic() > ended, what="that to have been over")
     [wait] = run.waiting()
     assert wait.name == "late number"

@@ -18,6 +18,7 @@ from agentlink.broker import server
 from agentlink.console import page_console
 from agentlink.guard_commands import guard
 from agentlink.settings import load
+from agentlink.signal_commands import signal_run, waiting
 
 #: As Celery's own, since both are read in one terminal or file.
 LOG_FORMAT = "[%(asctime)s: %(levelname)s/up] %(message)s"
@@ -30,6 +31,8 @@ def cli() -> None:
 
 
 for command in (guard, runs_commands.runs, runs_commands.show, runs_commands.cancel, runs_commands.resume):
+    cli.add_command(command)
+for command in (signal_run, waiting):
     cli.add_command(command)
 
 

@@ -5,14 +5,26 @@ from tasks.app import app
 from workflows import errands
 from workflows.base import workflow
 from workflows.compensation import compensate
-from workflows.errors import CallRefused, CanvasChanged, ResumeRefused, RunNotEnded, RunUnknown, WorkflowError
+from workflows.errors import (
+    CallRefused,
+    CanvasChanged,
+    ResumeRefused,
+    RunEnded,
+    RunNotEnded,
+    RunUnknown,
+    SignalTimedOut,
+    TooManySignals,
+    WorkflowError,
+)
 from workflows.progress import Progress
 from workflows.research import research
 from workflows.run import WorkflowRun
+from workflows.signals import Wait
 from workflows.states import RunState, StepState
 from workflows.steering import resume_all
 from workflows.store import RunRecord, StepRecord
 from workflows.streams import StreamItem
+from workflows.waiting import sleep_for, wait_for
 
 __all__ = [
     # shipped
@@ -24,18 +36,24 @@ __all__ = [
     "Progress",
     "resume_all",
     "StreamItem",
+    "sleep_for",
+    "wait_for",
     # what is known of a run
     "RunRecord",
     "RunState",
     "StepRecord",
     "StepState",
+    "Wait",
     # errors
     "CallRefused",
     "CanvasChanged",
     "FanOutExceeded",
     "ResumeRefused",
     "RunNotEnded",
+    "RunEnded",
     "RunUnknown",
+    "SignalTimedOut",
+    "TooManySignals",
     "WaitsForSteps",
     "WorkflowError",
 ]

@@ -99,6 +99,16 @@ def _with_id(callback: Signature, what: str) -> Signature:
     return callback.clone(task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, what)))
 
 
+def replacement(canvas: Signature, step_id: str, app: Celery) -> Signature:
+    """The canvas, ready to replace a step: should that be done twice, its tasks have the same ids, and run once."""
+    canvas = _with_one_last_step(_own(canvas, app), app)
+    last = _last(canvas)
+    for leaf, numbers in _leaves(canvas, ()):
+        if leaf is not last:
+            leaf.set(task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{step_id}/{'.'.join(map(str, numbers))}")))
+    return canvas
+
+
 def _own(node: Signature, app: Celery) -> Signature:
     """A copy in which no signature stands twice: each place is a step of its own. Generators are walked here, once."""
     node = maybe_signature(node, app=app)

@@ -12,9 +12,10 @@ from celery.result import AsyncResult
 
 from agentlink.broker.streams import EMIT, LOG
 from tasks.app import app
-from workflows import durations, steering, store, streams
+from workflows import durations, signals, steering, store, streams
 from workflows.errors import RunUnknown
 from workflows.progress import Progress, Told, progress_of, read_told, with_told
+from workflows.signals import Wait
 from workflows.states import StepState
 from workflows.store import RunRecord, StepRecord
 from workflows.streams import StreamItem
@@ -140,3 +141,21 @@ class WorkflowRun(AsyncResult):
             RunUnknown: it never was, or it ended longer ago than results are kept.
         """
         return streams.said_so_far(self.backend.client, self.id, (LOG,))
+
+    def signal(self, name: str, payload: Any = None, *, to_all: bool = False) -> bool:
+        """Give a JSON payload to the step that has waited for this signal longest, or to all that wait for it now.
+
+        True when a step goes on with it. False when none waits for it yet: it is kept, and the first that will gets it.
+
+        Raises:
+            RunUnknown, RunEnded, TooManySignals: it reaches nobody, and is not kept.
+            BrokerUnavailable: the broker did not answer in time; what it has not done by then it will not do.
+            ValueError: it is no name, or no payload.
+        """
+        with self.app.producer_or_acquire() as producer:  # its line waits no longer than a call does
+            client = producer.connection.default_channel.line
+            return signals.send(client, self.id, name, payload, to_all=to_all) > 0
+
+    def waiting(self) -> list[Wait]:
+        """What the run's steps wait for, the one that has waited longest first; a workflow among them has its own."""
+        return signals.waits_of(self.backend.client, [self.id])

@@ -18,7 +18,7 @@ class RunState(StrEnum):
 class StepState(StrEnum):
     """Where a step stands."""
 
-    WAITING = "WAITING"  #: planned; its message may be queued or still to come
+    WAITING = "WAITING"  #: planned; its message may be queued, still to come, or put aside until a signal or a time
     RUNNING = "RUNNING"  #: a worker's process is in its body
     RETRYING = "RETRYING"  #: an attempt failed or its process died; another is queued
     SUCCEEDED = "SUCCEEDED"  #: its result is stored
@@ -38,10 +38,8 @@ STEP_TRANSITIONS: dict[StepState, frozenset[StepState]] = {
     StepState.WAITING: frozenset(
         {StepState.RUNNING, StepState.RETRYING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
     ),
-    # RUNNING again: its message was delivered a second time after its worker had died.
-    StepState.RUNNING: frozenset(
-        {StepState.RUNNING, StepState.RETRYING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
-    ),
+    # RUNNING again: its message was delivered a second time after its worker had died. WAITING: see `wait_for`.
+    StepState.RUNNING: frozenset(StepState),
     StepState.RETRYING: frozenset(
         {StepState.RUNNING, StepState.RETRYING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
     ),

@@ -119,6 +119,8 @@ class StepRecord:
     #: What it has last told of its own progress, from 0 to 1, and with it: only where `WorkflowRun.steps()` is asked.
     progress: float | None = None
     message: str | None = None
+    #: The signal it waits for, where it has begun to.
+    waiting_for: str | None = None
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ import pytest
 from agentlink.broker import fanout
 from agentlink.broker.calls import Bundle, Outgoing
 from agentlink.broker.fanout import DEPTH_HEADER, TALLY, FanOutExceeded, Tally, WaitsForSteps
-from agentlink.broker.results import ASK
 from agentlink.settings import load
 from tests.integration import sample
+from tests.unit.recording import record
 from workflows import StepState, store
 from workflows.store import StepRecord
 
@@ -54,12 +54,7 @@ def _plan(client: fakeredis.FakeRedis, run_id: str, count: int, within: str = ""
 
 
 def _do(client: fakeredis.FakeRedis, commands: Iterable[Any]) -> None:
-    """As when a result is stored: what is asked first may refuse the rest."""
-    for name, *arguments in commands:
-        if name == ASK and client.eval(*arguments):
-            return
-        if name != ASK:
-            client.execute_command(name, *arguments)
+    record(client, commands)
 
 
 def _end(client: fakeredis.FakeRedis, run_id: str, task_id: str, state: str, **facts: Any) -> None:

@@ -9,11 +9,11 @@ import fakeredis
 import pytest
 
 from agentlink.broker import profiles
-from agentlink.broker.results import ASK
 from agentlink.broker.streams import EMIT, RUN_PREFIX, Said, Speaker, item, told_key
 from agentlink.broker.streams import tell as tell_broker
 from resource_guard.caps import Used
 from tests.integration import sample
+from tests.unit.recording import record
 from workflows import RunState, StepState, WorkflowRun, durations, steering, store
 from workflows.progress import Told, progress_of, read_told
 from workflows.store import RunRecord, StepRecord
@@ -116,11 +116,7 @@ def _request(task: str, **facts: Any) -> Any:
 
 def _do(client: fakeredis.FakeRedis, commands: Any) -> int:
     commands = list(commands)
-    for name, *arguments in commands:
-        if name != ASK:
-            client.execute_command(name, *arguments)
-        elif client.eval(*arguments):
-            break
+    record(client, commands)
     return len(commands)
 
 

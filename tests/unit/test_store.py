@@ -8,8 +8,8 @@ from typing import Any
 import fakeredis
 import pytest
 
-from agentlink.broker.results import ASK
 from tests.integration import sample
+from tests.unit.recording import record
 from workflows import RunState, RunUnknown, StepState, store
 from workflows.store import StepRecord
 
@@ -24,12 +24,7 @@ def client() -> fakeredis.FakeRedis:
 
 
 def _do(client: fakeredis.FakeRedis, commands: Any) -> None:
-    """As when a result is stored: what is asked first may refuse the rest."""
-    for name, *arguments in commands:
-        if name == ASK and client.eval(*arguments):
-            return
-        if name != ASK:
-            client.execute_command(name, *arguments)
+    record(client, commands)
 
 
 def _request(

@@ -1,8 +1,10 @@
 """Workflows: `@workflow`, the handle of a run, and the workflows that ship with AgentLink."""
 
 from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
+from tasks.app import app
+from workflows import schedule_step
 from workflows.base import workflow
-from workflows.errors import CallRefused, RunUnknown, WorkflowError
+from workflows.errors import CallRefused, RunUnknown, ScheduleRefused, ScheduleUnknown, WorkflowError
 from workflows.research import research
 from workflows.run import Progress, WorkflowRun
 from workflows.states import RunState, StepState
@@ -24,6 +26,10 @@ __all__ = [
     "CallRefused",
     "FanOutExceeded",
     "RunUnknown",
+    "ScheduleRefused",
+    "ScheduleUnknown",
     "WaitsForSteps",
     "WorkflowError",
 ]
+
+schedule_step.install(app)

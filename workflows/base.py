@@ -20,6 +20,7 @@ from workflows import store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
+from workflows.schedule_definition import timing_from
 from workflows.store import PLACE_HEADER, RUN_HEADER
 
 Prepare = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
@@ -35,6 +36,8 @@ class WorkflowTask(BaseTask):
     builds_canvas = True
     #: Checks and completes a call's arguments where the call is made.
     prepare: Prepare | None = None
+    #: When it runs by itself, in the words of `define` in `schedule_definition`; None: never.
+    timing: dict[str, Any] | None = None
 
     def show(self, result: Any) -> str:
         """A result as Markdown for people; JSON unless the workflow says otherwise."""
@@ -116,10 +119,18 @@ def workflow(
     The function runs in a worker. It must build the same canvas each time it gets the same arguments. Should it return
     anything but a canvas, that is the run's result. `prepare(*args, **kwargs) -> (args, kwargs)` runs in the caller's
     process first: it may refuse the call, or turn what only makes sense there (a relative path) into what makes sense
-    anywhere. `show(result) -> Markdown` is how a person sees the result. The other options are Celery's.
+    anywhere. `show(result) -> Markdown` is how a person sees the result.
+
+    `schedule="0 7 * * MON", timezone="Europe/Berlin"` or `every="15m"` has it run by itself, without arguments;
+    `missed="once"` also makes up, by one run, for times at which no worker was there. The other options are Celery's.
+
+    Raises:
+        ScheduleRefused: it can't run at such times; it says what would do.
     """
 
     def decorate(function: Callable[..., Any]) -> WorkflowTask:
+        task_name = name or f"{function.__module__}.{function.__qualname__}"
+
         @wraps(function)
         def start(self: WorkflowTask, *args: Any, **kwargs: Any) -> Any:
             request = self.request
@@ -156,7 +167,8 @@ def workflow(
             start,
             bind=True,
             base=WorkflowTask,
-            name=name or f"{function.__module__}.{function.__qualname__}",
+            name=task_name,
+            timing=timing_from(options, task_name, function),
             prepare=staticmethod(prepare) if prepare else None,
             build=staticmethod(function),
             **({"show": staticmethod(show)} if show else {}),

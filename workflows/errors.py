@@ -40,3 +40,25 @@ class CanvasUnusable(WorkflowError):
 
     def __str__(self) -> str:
         return f"the canvas can't be run: {self.problem}"
+
+
+class ScheduleRefused(WorkflowError):
+    """A schedule can't be as it was asked for; nothing was changed."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"schedule {self.name}: {self.problem}"
+
+
+class ScheduleUnknown(WorkflowError):
+    """There is no schedule of this name."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"no schedule is called {self.name!r}; known are: {', '.join(self.known) or 'none'}"

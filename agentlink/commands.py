@@ -1,4 +1,4 @@
-"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; `guard` is in `guard_commands`."""
+"""What `agentlink up`, `down`, `status`, `run`, `dead` and `doctor` do; others have files of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import page_console
 from agentlink.guard_commands import guard
+from agentlink.schedule_commands import schedule
 from agentlink.settings import load
 
 #: As Celery's own, since both are read in one terminal or file.
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(guard)
+cli.add_command(schedule)
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from typing import Any
 from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps, loads
 
-from agentlink.units import checked_name, parse_duration, shown
+from agentlink.units import parse_duration, shown
 from workflows import cron
 from workflows.errors import ScheduleRefused
 
@@ -65,7 +65,6 @@ def define(
         ScheduleRefused: what makes no sense, and what would.
     """
     try:
-        checked_name(name)
         every_ms, timezone = _times(schedule, every, timezone)
         _check_missed(missed)
         # As they will come to the workflow.

@@ -17,6 +17,7 @@ from kombu.utils.json import dumps, loads
 from redis.client import Pipeline
 
 from agentlink.broker.calls import Command
+from agentlink.units import checked_name
 from workflows.errors import ScheduleRefused, ScheduleUnknown
 from workflows.schedule_definition import Definition
 
@@ -57,8 +58,12 @@ def put(client: redis.Redis, name: str, definition: Definition, *, replace: bool
     """Add a schedule, or give one that is there another definition; paused, it stays so.
 
     Raises:
-        ScheduleRefused: there is one of this name, and it is not to be replaced.
+        ScheduleRefused: the name is none, or there is one of this name and it is not to be replaced.
     """
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise ScheduleRefused(name, str(error)) from None
 
     def write(pipe: Pipeline) -> None:
         fields = _fields(pipe, name)

@@ -15,6 +15,11 @@ def each_second() -> Any:
     return add.s(1, 1)
 
 
-@workflow(schedule="0 7 * * MON", timezone="Europe/Berlin", missed="once")
-def each_monday() -> Any:
-    return add.s(1, 1)
+def doubled(number: int = 4) -> tuple[tuple[int], dict[str, Any]]:
+    """The arguments as a call completes them: once."""
+    return (2 * number,), {}
+
+
+@workflow(schedule="0 7 * * MON", timezone="Europe/Berlin", missed="once", prepare=doubled)
+def each_monday(number: int = 4) -> Any:
+    return add.s(number, 0)

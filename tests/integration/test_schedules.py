@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.integration import declaring, sample, scheduled
 from tests.integration.system import System
 from tests.waiting import wait_until
-from workflows import RunState, WorkflowRun, schedules, store
+from workflows import RunState, WorkflowRun, firing, schedules, store
 from workflows.schedule_definition import define
 
 HOUR_MS = 3_600_000
@@ -147,6 +147,7 @@ class TestDeclared:
         wait_until(lambda: schedules.read(system.client, SECOND).run_id, what="a run")
         monday = schedules.read(system.client, MONDAY)
         assert (monday.declared, monday.changed, monday.definition.missed) == (True, False, "once")
+        assert firing.run_now(system.client, MONDAY).get(timeout=20) == 2 * 4  # completed as it was declared, not again
 
     def test_what_a_person_has_set_stays(self, system: System) -> None:
         worker = system.start_worker(imports=declaring.IMPORTS)

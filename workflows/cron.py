@@ -41,6 +41,8 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 )
 # The 29th of February that is a certain day of the week may be so far away, across a year like 2100.
 _HORIZON_YEARS = 41
+# No clock is put forward by more; but where a whole day was skipped, that day's times are the next one's as well.
+_PUT_FORWARD_MAX = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,19 @@ class Cron:
                 if found >= first and (by_day or by_weekday if self.either else by_day and by_weekday):
                     yield found
 
-    def instants(self, day: date, zone: ZoneInfo) -> set[float]:
-        """The times it means on one day, in seconds since 1970."""
+    def clock_times(self, first: datetime) -> Iterator[datetime]:
+        """The times on the clock that it means, from `first` on, whatever the zone."""
+        times = [time(hour, minute) for hour in sorted(self.hours) for minute in sorted(self.minutes)]
+        for day in self.dates(first.date()):
+            for at in times:
+                if (found := datetime.combine(day, at)) >= first:
+                    yield found
+
+    def instants(self, clock_time: datetime, zone: ZoneInfo) -> set[float]:
+        """When the clock shows that in a zone, as far as it counts: in seconds since 1970."""
         # Where the hour does not matter, both passes of the hour that comes twice count: they are hours like others.
         folds = (0, 1) if len(self.hours) == 24 else (0,)
-        return {
-            datetime.combine(day, time(hour, minute, fold=fold), zone).timestamp()
-            for hour in self.hours
-            for minute in self.minutes
-            for fold in folds
-        }
+        return {clock_time.replace(fold=fold, tzinfo=zone).timestamp() for fold in folds}
 
 
 @lru_cache(maxsize=1024)
@@ -106,12 +111,18 @@ def next_time(cron: Cron, zone: ZoneInfo, after_s: float) -> int:
     A time that the clock skips in spring comes as much later as the clock is put forward: 02:30 at 03:30. One that
     comes twice in autumn counts the first time only, unless the expression is for every hour.
     """
-    # A clock put forward at midnight carries the last times of a day into the next.
-    first = datetime.fromtimestamp(after_s, zone).date() - timedelta(days=1)
-    for day in cron.dates(first):
-        if later := [instant for instant in cron.instants(day, zone) if instant > after_s]:
-            return int(min(later))
-    raise ValueError("it comes no more")  # a year of five digits
+    clock = datetime.fromtimestamp(after_s, zone).replace(tzinfo=None, fold=0)
+    found: list[float] = []
+    latest = datetime.max
+    for clock_time in cron.clock_times(clock - _PUT_FORWARD_MAX):
+        if clock_time > latest:
+            break
+        later = [instant for instant in cron.instants(clock_time, zone) if instant > after_s]
+        if later and not found:
+            # What the clock skips comes later than times that follow it on the clock.
+            latest = clock_time + _PUT_FORWARD_MAX
+        found += later
+    return int(min(found))
 
 
 def zone_of(name: str) -> ZoneInfo:

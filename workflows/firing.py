@@ -21,7 +21,7 @@ from agentlink.broker.calls import ALSO, Command
 from agentlink.broker.errors import BrokerUnavailable, Overtaken
 from agentlink.errors import AgentLinkError
 from tasks.app import app
-from workflows import schedules, store
+from workflows import schedule_turns, schedules, store
 from workflows.base import WorkflowTask, show_arguments
 from workflows.errors import ScheduleUnknown, WorkflowError
 from workflows.run import WorkflowRun
@@ -91,7 +91,7 @@ def run_now(client: redis.Redis, name: str) -> WorkflowRun:
         BrokerUnavailable: nothing was accepted.
     """
     run_id, definition = new_id(), schedules.read(client, name).definition
-    return fire(definition, run_id, schedules.run_now_commands(name, schedules.server_ms(client), run_id))
+    return fire(definition, run_id, schedule_turns.run_now_commands(name, schedules.server_ms(client), run_id))
 
 
 def declared_by(task: WorkflowTask) -> Definition | None:
@@ -126,10 +126,10 @@ class Firer:
         Raises:
             BrokerUnavailable, redis.RedisError: the broker is away, or full; what is due stays so.
         """
-        now_ms, coming = schedules.due(self._client, _AT_ONCE)
+        now_ms, coming = schedule_turns.due(self._client, _AT_ONCE)
         if self._seen_ms is None or now_ms < self._seen_ms - _SET_BACK_MS:
             self._begin(now_ms, coming)
-            coming = schedules.due(self._client, _AT_ONCE)[1]
+            coming = schedule_turns.due(self._client, _AT_ONCE)[1]
         self._seen_ms = now_ms
         for name, due_ms in coming:
             if due_ms > now_ms:
@@ -154,7 +154,7 @@ class Firer:
                 with self._saying(name, due_ms, now_ms):
                     next_ms = schedules.read(self._client, name).definition.next_ms(now_ms, due_ms)
                     if next_ms < due_ms:
-                        schedules.move(self._client, name, due_ms, next_ms)
+                        schedule_turns.move(self._client, name, due_ms, next_ms)
 
     def _try(self, name: str, due_ms: int, now_ms: int) -> None:
         with self._saying(name, due_ms, now_ms):
@@ -162,11 +162,11 @@ class Firer:
             next_ms = definition.next_ms(now_ms, due_ms)
             if definition.missed == "skip" and now_ms - due_ms > LATE_MS:
                 logger.warning("schedule %s: its time %s was missed, and is skipped", name, _shown(due_ms))
-                schedules.move(self._client, name, due_ms, next_ms)
+                schedule_turns.move(self._client, name, due_ms, next_ms)
                 return
             # The same for whoever fires this time: a clock set back runs nothing twice.
             run_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{schedules.schedule_key(name)}/{due_ms}"))
-            fire(definition, run_id, schedules.firing_commands(name, due_ms, next_ms, now_ms, run_id))
+            fire(definition, run_id, schedule_turns.firing_commands(name, due_ms, next_ms, now_ms, run_id))
             logger.info("schedule %s: its time %s has started run %s", name, _shown(due_ms), run_id)
 
     @contextlib.contextmanager
@@ -184,7 +184,7 @@ class Firer:
             self._said[name] = due_ms
             why = str(error) or type(error).__name__
             logger.exception("schedule %s is not fired: %s", name, why, exc_info=not isinstance(error, AgentLinkError))
-            schedules.note_error(self._client, name, due_ms, why)
+            schedule_turns.note_error(self._client, name, due_ms, why)
 
 
 def _shown(at_ms: int) -> str:

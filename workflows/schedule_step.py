@@ -29,6 +29,9 @@ class ScheduleStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        # Here, before there are processes: what sending a message imports, so that none is made while a thread does.
+        import celery.app.events  # noqa: F401
+
         self._firer = Firer(lambda: worker.app.backend.client)
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None

@@ -1,14 +1,13 @@
 """Schedules: which workflow is run when. Kept in the broker, where all workers find them and people change them.
 
 A schedule is a hash; one sorted set lists all of them by the time they come next, in ms since 1970 by the server's
-clock, and those that are paused at infinity. Who moves a schedule on from one time to the next, and so who fires it, is
-decided by that set: a change is made only where the time is still the one that was read.
+clock, and those that are paused at infinity. Who moves a schedule on from one time to the next is in `schedule_turns`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ import redis
 from kombu.utils.json import dumps, loads
 from redis.client import Pipeline
 
-from agentlink.broker.calls import Command
 from agentlink.units import checked_name
 from workflows.errors import ScheduleRefused, ScheduleUnknown
 from workflows.schedule_definition import Definition
@@ -60,15 +58,13 @@ def put(client: redis.Redis, name: str, definition: Definition, *, replace: bool
     Raises:
         ScheduleRefused: the name is none, or there is one of this name and it is not to be replaced.
     """
-    try:
-        checked_name(name)
-    except ValueError as error:
-        raise ScheduleRefused(name, str(error)) from None
 
     def write(pipe: Pipeline) -> None:
         fields = _fields(pipe, name)
         if fields and not replace:
             raise ScheduleRefused(name, "there is one already; --replace gives it what was asked for")
+        if not fields:
+            _check_name(name)
         now_ms = server_ms(pipe)
         pipe.multi()
         if paused:
@@ -161,42 +157,6 @@ def names(client: redis.Redis) -> list[str]:
     return sorted(_text(name) for name in found)
 
 
-def firing_commands(name: str, due_ms: int, next_ms: int, now_ms: int, run_id: str) -> Iterator[Command]:
-    """What goes to the broker with the message of the run for one time of a schedule: nothing, if it has passed on."""
-    yield ["EXPECT", due_ms, "ZSCORE", INDEX_KEY, name]
-    yield ["ZADD", INDEX_KEY, next_ms, name]
-    yield ["HDEL", schedule_key(name), "error"]
-    yield ["HSET", schedule_key(name), "fired_ms", now_ms, "run_id", run_id]
-
-
-def run_now_commands(name: str, now_ms: int, run_id: str) -> Iterator[Command]:
-    """What goes with the message of a run that a person has asked for: nothing, if the schedule is gone."""
-    yield ["EXPECT", 1, "EXISTS", schedule_key(name)]
-    yield ["HSET", schedule_key(name), "fired_ms", now_ms, "run_id", run_id]
-
-
-def if_due(client: redis.Redis, name: str, due_ms: int, write: Callable[[Pipeline], object]) -> None:
-    """Write something, if a schedule's next time is still this one."""
-
-    def write_if_due(pipe: Pipeline) -> None:
-        still = pipe.zscore(INDEX_KEY, name) == due_ms
-        pipe.multi()
-        if still:
-            write(pipe)
-
-    client.transaction(write_if_due, INDEX_KEY)
-
-
-def move(client: redis.Redis, name: str, due_ms: int, next_ms: int) -> None:
-    """Have a schedule come at another time than it would, if that is still its next."""
-    if_due(client, name, due_ms, lambda pipe: pipe.zadd(INDEX_KEY, {name: next_ms}))
-
-
-def note_error(client: redis.Redis, name: str, due_ms: int, error: str) -> None:
-    """Have people see why a schedule does not fire, if it still has not."""
-    if_due(client, name, due_ms, lambda pipe: pipe.hset(schedule_key(name), "error", error))
-
-
 def declare(client: redis.Redis, name: str, definition: Definition) -> None:
     """Have a schedule be as code declares it, unless a person has given it another definition."""
 
@@ -229,14 +189,11 @@ def undeclare(client: redis.Redis, name: str) -> None:
     _change(client, name, write)
 
 
-def due(client: redis.Redis, at_most: int) -> tuple[int, list[tuple[str, int]]]:
-    """The server's time in ms, and the schedules that come next, each with when it does; at most so many."""
-    with client.pipeline(transaction=False) as pipe:
-        pipe.time()
-        pipe.zrange(INDEX_KEY, 0, at_most - 1, withscores=True)
-        (seconds, microseconds), coming = pipe.execute()
-    now_ms = seconds * 1000 + microseconds // 1000
-    return now_ms, [(_text(name), int(next_ms)) for name, next_ms in coming if next_ms != _PAUSED]
+def _check_name(name: str) -> None:
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise ScheduleRefused(name, str(error)) from None
 
 
 def _change(client: redis.Redis, name: str, write: Callable[[Pipeline], None]) -> None:

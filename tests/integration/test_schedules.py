@@ -8,10 +8,13 @@ import signal
 import uuid
 from pathlib import Path
 
+import pytest
+
+from agentlink.broker.errors import Overtaken
 from tests.integration import declaring, sample, scheduled
 from tests.integration.system import System
 from tests.waiting import wait_until
-from workflows import RunState, WorkflowRun, firing, schedules, store
+from workflows import RunState, WorkflowRun, firing, schedule_turns, schedules, store
 from workflows.schedule_definition import define
 
 HOUR_MS = 3_600_000
@@ -51,6 +54,30 @@ def test_two_workers_fire_each_time_once_also_when_one_is_killed(system: System)
     assert set(started) <= {_id_of("tick", due_ms) for due_ms in range(first_ms, last_ms, 1000)}
     assert {run.id for run in store.latest_runs(system.client, 100)} == set(started)
     assert schedules.read(system.client, "tick").run_id == started[0]
+
+
+def test_a_time_that_was_fired_or_paused_meanwhile_is_refused_whole(system: System) -> None:
+    """What a worker sends that had read the schedule before."""
+    _put(system, "tick", "nowhere")
+    definition, due_ms = schedules.read(system.client, "tick").definition, _due_ms(system)
+
+    def fire(run_id: str) -> None:
+        also = schedule_turns.firing_commands("tick", due_ms, due_ms + 1000, due_ms, run_id)
+        firing.fire(definition, run_id, also)
+
+    fire("first")
+    with pytest.raises(Overtaken):
+        fire("second")
+    schedules.pause(system.client, "tick")
+    due_ms += 1000
+    with pytest.raises(Overtaken):
+        fire("third")
+    schedules.remove(system.client, "tick")
+    with pytest.raises(Overtaken):
+        fire("fourth")
+    assert system.client.llen("cpu") == 1
+    assert [run.id for run in store.latest_runs(system.client, 9)] == ["first"]
+    assert not list(system.client.scan_iter("agentlink:schedule*"))
 
 
 def test_its_runs_are_runs_like_others(system: System, path: Path) -> None:

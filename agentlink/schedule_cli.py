@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -21,6 +22,7 @@ from agentlink.units import format_duration
 from tasks import app
 from workflows import ScheduleRefused, WorkflowRun, firing, schedules
 from workflows.cron import zone_of
+from workflows.errors import ZoneUnknown
 from workflows.schedule_definition import define
 from workflows.schedules import Schedule
 
@@ -119,12 +121,13 @@ def when(schedule: Schedule) -> str:
 
 
 def shown(schedule: Schedule, at: float | None) -> str:
-    """A time in the schedule's time zone, or the machine's."""
+    """A time in the schedule's time zone; in the machine's, where it has none or one that is not known here."""
     if at is None:
         return ""
-    timezone = schedule.definition.timezone
-    there = datetime.fromtimestamp(at).astimezone(zone_of(timezone) if timezone else None)
-    return there.strftime("%a %Y-%m-%d %H:%M:%S %Z")
+    zone = None
+    with contextlib.suppress(ZoneUnknown):
+        zone = zone_of(schedule.definition.timezone) if schedule.definition.timezone else None
+    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%a %Y-%m-%d %H:%M:%S %Z")
 
 
 def _remark(schedule: Schedule) -> str:

@@ -18,6 +18,7 @@ import tzlocal
 from celery.schedules import crontab_parser
 
 from agentlink.units import shown
+from workflows.errors import ZoneUnknown
 
 WORDS = {
     "@yearly": "0 0 1 1 *",
@@ -129,12 +130,12 @@ def zone_of(name: str) -> ZoneInfo:
     """The time zone of this name.
 
     Raises:
-        ValueError: there is none.
+        ZoneUnknown: there is none.
     """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"want a time zone like 'Europe/Berlin' or 'UTC', got {shown(name)}") from None
+        raise ZoneUnknown(name) from None
 
 
 def machine_zone() -> str:

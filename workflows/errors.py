@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentlink.errors import AgentLinkError
+from agentlink.units import shown
 
 
 class WorkflowError(AgentLinkError):
@@ -51,6 +52,17 @@ class ScheduleRefused(WorkflowError):
 
     def __str__(self) -> str:
         return f"schedule {self.name}: {self.problem}"
+
+
+class ZoneUnknown(WorkflowError, ValueError):
+    """No time zone of this name is known to this machine."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"want a time zone like 'Europe/Berlin' or 'UTC', got {shown(self.name)}"
 
 
 class ScheduleUnknown(WorkflowError):

@@ -38,7 +38,7 @@ class Definition:
         """The first time after `after_ms`; intervals are counted from `anchor_ms`, before it or after it.
 
         Raises:
-            ValueError: this machine does not know the time zone.
+            ZoneUnknown: this machine does not know it.
         """
         if self.every_ms is not None:
             return anchor_ms + ((after_ms - anchor_ms) // self.every_ms + 1) * self.every_ms

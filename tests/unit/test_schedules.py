@@ -18,6 +18,7 @@ from workflows import ScheduleRefused, ScheduleUnknown, firing, schedules, workf
 from workflows.errors import WorkflowError
 from workflows.firing import Firer
 from workflows.schedule_definition import Definition, define
+from workflows.schedule_turns import firing_commands
 
 WORKFLOW, MONDAY = sample.sums.name, declaring.each_monday.name
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
@@ -229,6 +230,19 @@ class TestFiring:
         monkeypatch.setattr(schedules, "read", read_and_be_slow)
         firer.look()
         assert len(broker.fired) == client.llen("cpu") == 1
+
+    def test_a_worker_that_lost_the_answer_and_asks_again_is_told_it_was_accepted(
+        self, client: fakeredis.FakeRedis
+    ) -> None:
+        _put(client)
+        due_ms = (NOON_S + MINUTE_S) * 1000
+        also = [[str(part) for part in command] for command in firing_commands("s", due_ms, due_ms + 1, due_ms, "run")]
+        publish = client.register_script(_PUBLISH)
+        for call, answer in (("call", 1), ("call", 1), ("another", [b"overtaken"])):
+            args = ["", "1000", json.dumps(also), "", "message", "", "wake"]
+            assert publish(keys=[call, "cpu"], args=args) == answer
+        assert client.llen("cpu") == 1
+        assert schedules.read(client, "s").run_id == "run"
 
     def test_it_tells_when_it_fired_and_which_run(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock

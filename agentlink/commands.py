@@ -17,6 +17,7 @@ from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import page_console
 from agentlink.guard_commands import guard
+from agentlink.schedule_commands import schedule
 from agentlink.settings import load
 from agentlink.signal_commands import signal_run, waiting
 
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for command in (guard, runs_commands.runs, runs_commands.show, runs_commands.cancel, runs_commands.resume):
     cli.add_command(command)
-for command in (signal_run, waiting):
+for command in (signal_run, waiting, schedule):
     cli.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
 from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
 from tasks.app import app
-from workflows import errands
+from workflows import errands, schedule_step
 from workflows.base import workflow
 from workflows.compensation import compensate
 from workflows.errors import (
@@ -12,6 +12,8 @@ from workflows.errors import (
     RunEnded,
     RunNotEnded,
     RunUnknown,
+    ScheduleRefused,
+    ScheduleUnknown,
     SignalTimedOut,
     TooManySignals,
     WorkflowError,
@@ -54,8 +56,11 @@ __all__ = [
     "RunUnknown",
     "SignalTimedOut",
     "TooManySignals",
+    "ScheduleRefused",
+    "ScheduleUnknown",
     "WaitsForSteps",
     "WorkflowError",
 ]
 
 errands.install(app)
+schedule_step.install(app)

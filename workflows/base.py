@@ -26,6 +26,7 @@ from tasks.large_arguments import put_away
 from workflows import durations, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
+from workflows.schedule_definition import timing_from
 from workflows.states import RunState
 from workflows.store import PLACE_HEADER, REPLAY_HEADER
 
@@ -52,6 +53,8 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
     #: A workflow that is started with a failed run's id and failure; and whether completed steps are undone.
     failure_workflow: WorkflowTask | None = None
     undoes = False
+    #: When it runs by itself, in the words of `define` in `schedule_definition`; None: never.
+    timing: dict[str, Any] | None = None
 
     def show(self, result: Any) -> str:
         """A result as Markdown for people; JSON unless the workflow says otherwise."""
@@ -90,7 +93,13 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         run_id = task_id or (uuid() if idempotency_key is None else keyed_id(self.name, idempotency_key))
         if idempotency_key is not None:
             options[ONCE] = (f"agentlink:once:{run_id}", int(load().keep_results_s * 1000))
-        shown = show_arguments(args, kwargs)
+        return self.start_prepared(args, kwargs, run_id, tags, **options)
+
+    def start_prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], run_id: str, tags: Sequence[str] = (), **options: Any
+    ) -> WorkflowRun:
+        """Start a run with arguments that were checked and completed before; see `apply_async`."""
+        shown, headers = show_arguments(args, kwargs), options.get("headers") or {}
         options["task_id"] = run_id
         args, kwargs = put_away(app, self.name, args, kwargs, options)
         facts = {
@@ -103,8 +112,8 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         if tags:
             facts["tags"] = dumps([checked_name(tag) for tag in tags])
         options[ALSO] = [
-            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), *self._began_in(), **facts),
             *options.pop(ALSO, ()),
+            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), *self._began_in(), **facts),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run
@@ -170,20 +179,26 @@ def workflow(
     The function runs in a worker. It must build the same canvas each time it gets the same arguments. Should it return
     anything but a canvas, that is the run's result. `prepare(*args, **kwargs) -> (args, kwargs)` runs in the caller's
     process first: it may refuse the call, or turn what only makes sense there (a relative path) into what makes sense
-    anywhere. `show(result) -> Markdown` is how a person sees the result. The other options are Celery's.
+    anywhere. `show(result) -> Markdown` is how a person sees the result.
 
     A step that fails for good ends the run: with `on_error="stop"` at once, and what has not begun never does; with
     `"finish"` when the steps have ended that need not wait for it. Then, with `undo`, the steps that had succeeded are
     undone, newest first, by the tasks their own `@task(undo=...)` names, which get a step's result; and the workflow
     `on_failure` is started with the run's id and its failure (a dictionary: step, place, attempts, type, message …).
 
+    `schedule="0 7 * * MON", timezone="Europe/Berlin"` or `every="15m"` has it run by itself, without arguments;
+    `missed="once"` also makes up, by one run, for times at which no worker was there. The other options are Celery's.
+
     Raises:
         ValueError: an option makes no sense; it says what would.
+        ScheduleRefused: it can't run at such times; it says what would do.
     """
     if on_error not in get_args(OnError):
         raise ValueError(f"want on_error to be one of {', '.join(get_args(OnError))}, got {on_error!r}")
 
     def decorate(function: Callable[..., Any]) -> WorkflowTask:
+        task_name = name or f"{function.__module__}.{function.__qualname__}"
+
         @wraps(function)
         def start(self: WorkflowTask, *args: Any, **kwargs: Any) -> Any:
             request = self.request
@@ -221,7 +236,8 @@ def workflow(
             start,
             bind=True,
             base=WorkflowTask,
-            name=name or f"{function.__module__}.{function.__qualname__}",
+            name=task_name,
+            timing=timing_from(options, task_name, function),
             prepare=staticmethod(prepare) if prepare else None,
             build=staticmethod(function),
             on_error=on_error,

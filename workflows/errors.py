@@ -119,3 +119,36 @@ class SignalTimedOut(WorkflowError):
 
     def __str__(self) -> str:
         return f"nobody sent the signal {shown(self.name)} within {format_duration(self.timeout_s)}"
+
+
+class ScheduleRefused(WorkflowError):
+    """A schedule can't be as it was asked for; nothing was changed."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"schedule {self.name}: {self.problem}"
+
+
+class ZoneUnknown(WorkflowError, ValueError):
+    """No time zone of this name is known to this machine."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"want a time zone like 'Europe/Berlin' or 'UTC', got {shown(self.name)}"
+
+
+class ScheduleUnknown(WorkflowError):
+    """There is no schedule of this name."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"no schedule is called {self.name!r}; known are: {', '.join(self.known) or 'none'}"

@@ -143,3 +143,10 @@ class BrokerNotRunning(BrokerError):
 
     def __str__(self) -> str:
         return f"the broker at {self.broker} can't be asked: {self.reason}"
+
+
+class Overtaken(BrokerError):
+    """What a message was to be sent for has changed meanwhile: nothing of it was accepted."""
+
+    def __str__(self) -> str:
+        return "it was overtaken: somebody else has done it, or changed what it was to be done for"

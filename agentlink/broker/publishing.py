@@ -24,7 +24,7 @@ from redis.commands.core import Script
 
 from agentlink.broker import fanout
 from agentlink.broker.calls import ALSO, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
-from agentlink.broker.errors import BrokerUnavailable, reason_of, refuses_to_write
+from agentlink.broker.errors import BrokerUnavailable, Overtaken, reason_of, refuses_to_write
 from agentlink.broker.fanout import COUNTING, TALLY
 from agentlink.broker.lease import DELAYED_PREFIX, LIMITS, RUNS_STEP, TURNS, WAKE_PREFIX
 from agentlink.broker.limits import LIMIT, Limit
@@ -88,6 +88,7 @@ class PublishingChannel(kombu_redis.Channel):
 
         Raises:
             BrokerUnavailable: under a deadline, when the broker does not take them in time.
+            Overtaken: one of `also` expects something else than is there.
             FanOutExceeded: there would be more steps than their tree may have, were as many added as are `wanted`.
         """
         counted = [message.tally for message in messages if message.tally]
@@ -224,5 +225,7 @@ class PublishingChannel(kombu_redis.Channel):
 
 
 def _raise_if_refused(accepted: Any, root_id: str) -> None:
+    if accepted == [b"overtaken"]:
+        raise Overtaken
     if isinstance(accepted, list):
         raise fanout.exceeded(root_id, accepted)

@@ -21,9 +21,9 @@ from tests.waiting import wait_until
 REPOSITORY = Path(__file__).parents[2]
 
 #: Keys that may stay for ever: queue bindings, queues, what workers have in flight and when their leases end, the list
-#: of runs.
+#: of runs, schedules.
 PERMANENT_KEYS = ("_kombu.binding", "cpu", "io", "agentlink:leases", "agentlink:inflight:", "agentlink:started:")
-PERMANENT_KEYS += ("agentlink:runs",)
+PERMANENT_KEYS += ("agentlink:runs", "agentlink:schedule")
 
 
 @dataclass

@@ -8,25 +8,28 @@
 --   ARGV[3i+2]   message i          (the first message is at ARGV[5])
 --   ARGV[3i+3]   '' to queue it now; else the server's time, in ms, at which it is due
 --   ARGV[3i+4]   the channel on which workers listen for news of its queue
--- Returns 1 when queued, 0 when it came too late, and what `refusal` says when there are too many. A server that was
--- stopped runs what lies in its sockets when it is continued: without the deadline, calls that had failed for their
+-- Returns 1 when queued, 0 when it came too late, {'overtaken'} when an answer is another than was expected, and what
+-- `refusal` says when there are too many. A server that was stopped runs what lies in its sockets when it is continued: without the deadline, calls that had failed for their
 -- callers would run then.
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 if ARGV[1] ~= '' and now_ms > tonumber(ARGV[1]) then
     return 0
 end
-local counting = ARGV[4] ~= '' and cjson.decode(ARGV[4])
-if counting and redis.call('EXISTS', KEYS[1]) == 0 then
-    local refused = refusal(counting)
+local counting, commands = ARGV[4] ~= '' and cjson.decode(ARGV[4]), cjson.decode(ARGV[3])
+if redis.call('EXISTS', KEYS[1]) == 0 then
+    for _, command in ipairs(commands) do
+        if command[1] == 'EXPECT' and tostring(redis.call(unpack(command, 3))) ~= command[2] then return {'overtaken'} end
+    end
+    local refused = counting and refusal(counting)
     if refused then return refused end
 end
 if ARGV[2] ~= '' and not redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[2]) then
     return 1
 end
 -- First what may fail: a message that is queued stays queued.
-for _, command in ipairs(cjson.decode(ARGV[3])) do
-    redis.call(unpack(command))
+for _, command in ipairs(commands) do
+    if command[1] ~= 'EXPECT' then redis.call(unpack(command)) end
 end
 if counting then count_sent(counting) end
 local told = {}

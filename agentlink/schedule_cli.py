@@ -1,0 +1,141 @@
+"""`agentlink schedule`: the schedules, for a person to read and change. Starts nothing but the runs asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from kombu.utils.json import dumps
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agentlink.modules import import_all
+from agentlink.run_view import find_workflow, parse_arguments
+from agentlink.settings import load
+from agentlink.units import format_duration
+from tasks import app
+from workflows import ScheduleRefused, WorkflowRun, firing, schedules
+from workflows.cron import zone_of
+from workflows.errors import ZoneUnknown
+from workflows.schedule_definition import define
+from workflows.schedules import Schedule
+
+
+def add(
+    client: redis.Redis, name: str, workflow: str, words: Iterable[str], *, replace: bool, paused: bool, **timing: Any
+) -> Schedule:
+    """Add a schedule from the words of a command line, or give one that is there another definition.
+
+    The arguments are checked and completed here, as a call's are: a path is one below the folder it was given in.
+
+    Raises:
+        WorkflowUnknown, CallRefused, ScheduleRefused: what makes no sense; nothing was changed.
+    """
+    task = find_workflow(workflow)
+    given, named = parse_arguments(task, words)
+    args, kwargs = task.prepared(tuple(given), named)
+    definition = define(name, task.name, args, kwargs, **timing)
+    schedules.put(client, name, definition, replace=replace, paused=paused)
+    return schedules.read(client, name)
+
+
+def remove(client: redis.Redis, name: str) -> None:
+    """Forget a schedule.
+
+    Raises:
+        ScheduleUnknown: there is none of this name.
+        ScheduleRefused: code declares it, and the next worker to start would add it again.
+    """
+    import_all(load())
+    if getattr(app.tasks.get(name), "timing", None) is not None:
+        raise ScheduleRefused(name, "code declares it: pause it, or take the declaration out of the code")
+    schedules.remove(client, name)
+
+
+def run_now(client: redis.Redis, name: str) -> WorkflowRun:
+    """Start a run of a schedule's, beside those at its times.
+
+    Raises:
+        ScheduleUnknown, WorkflowMissing: there is no schedule of this name, or its workflow is not known here.
+        BrokerUnavailable: nothing was accepted.
+    """
+    import_all(load())
+    return firing.run_now(client, name)
+
+
+def facts(schedule: Schedule) -> dict[str, Any]:
+    """All there is of a schedule, ready for JSON. Times are seconds since 1970."""
+    known = asdict(schedule)
+    found: dict[str, Any] = json.loads(dumps(known.pop("definition") | known))
+    return found
+
+
+def coming(client: redis.Redis, name: str, count: int) -> tuple[Schedule, list[float]]:
+    """A schedule and the times it comes next, or would were it not paused: seconds since 1970.
+
+    Raises:
+        ScheduleUnknown: there is none of this name.
+    """
+    schedule, now_ms = schedules.read(client, name), schedules.server_ms(client)
+    first_ms = schedule.definition.next_ms(now_ms, now_ms)
+    times_ms = [first_ms if schedule.next_at is None else round(schedule.next_at * 1000)]
+    while len(times_ms) < count:
+        times_ms.append(schedule.definition.next_ms(times_ms[-1], times_ms[-1]))
+    return schedule, [time_ms / 1000 for time_ms in times_ms]
+
+
+def show_list(found: list[Schedule], console: Console) -> None:
+    """Print one line a schedule."""
+    if not found:
+        console.print("no schedules; `agentlink schedule add` makes one")
+        return
+    table = Table(box=None, pad_edge=False, expand=True)
+    for title in ("name", "workflow", "when", "next", "last", "run"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
+    for schedule in found:
+        table.add_row(
+            escape(schedule.name),
+            escape(schedule.definition.workflow.rsplit(".", 1)[-1]),
+            escape(when(schedule)),
+            "paused" if schedule.paused else shown(schedule, schedule.next_at),
+            shown(schedule, schedule.fired_at),
+            escape(schedule.run_id or ""),
+            escape(_remark(schedule)),
+        )
+    console.print(table)
+
+
+def when(schedule: Schedule) -> str:
+    """The times a schedule means, in a person's words."""
+    definition = schedule.definition
+    if definition.every_ms is None:
+        return f"{definition.cron} {definition.timezone}"
+    return f"every {format_duration(definition.every_ms / 1000)}"
+
+
+def shown(schedule: Schedule, at: float | None) -> str:
+    """A time in the schedule's time zone; in the machine's, where it has none or one that is not known here."""
+    if at is None:
+        return ""
+    zone = None
+    with contextlib.suppress(ZoneUnknown):
+        zone = zone_of(schedule.definition.timezone) if schedule.definition.timezone else None
+    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%a %Y-%m-%d %H:%M:%S %Z")
+
+
+def _remark(schedule: Schedule) -> str:
+    """What a person should know besides."""
+    if schedule.error:
+        return schedule.error
+    declared = ["declared in code, changed since" if schedule.changed else "declared in code"]
+    return ", ".join([
+        *(declared if schedule.declared else []),
+        *(["missed times are made up for once"] if schedule.definition.missed == "once" else []),
+    ])  # fmt: skip

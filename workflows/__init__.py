@@ -2,6 +2,7 @@
 
 from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
 from workflows.base import workflow
+from workflows.batch import batch
 from workflows.errors import CallRefused, RunUnknown, WorkflowError
 from workflows.research import research
 from workflows.run import Progress, WorkflowRun
@@ -11,6 +12,7 @@ from workflows.store import RunRecord, StepRecord
 __all__ = [
     # shipped
     "research",
+    "batch",
     # to write and to follow
     "workflow",
     "WorkflowRun",

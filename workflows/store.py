@@ -41,6 +41,8 @@ INDEX_KEY = "agentlink:runs"
 #: The message headers that tell a step its place in the canvas and its run; Celery carries them along to the request.
 PLACE_HEADER = "agentlink_place"
 RUN_HEADER = "agentlink_run"
+#: That of a step whose failure does not end its run.
+TOLERATED_HEADER = "agentlink_tolerated"
 
 _TRANSITION = COUNTING + resources.files(__package__).joinpath("transition.lua").read_text()
 _RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
@@ -183,6 +185,7 @@ def transition_commands(
     now = time.time()
     step = _step_after(task_id, step_state, result, request, now) if step_state else None
     ended_badly = celery_state in ("FAILURE", "REVOKED")
+    tolerated = celery_state == "FAILURE" and bool(getattr(request, TOLERATED_HEADER, None))
     failed_result = _failed_result(celery_state, result, traceback) if ended_badly else ("", "")
     root_id = getattr(request, "root_id", None) or run_id
     yield [
@@ -201,7 +204,7 @@ def transition_commands(
         _origins(RUN_TRANSITIONS, run_state),
         int(run_state in TERMINAL_RUN_STATES),
         f"{now:.6f}",
-        RUN_STATE_OF_CELERY[celery_state] if ended_badly else "",
+        RUN_STATE_OF_CELERY[celery_state] if ended_badly and not tolerated else "",
         _failure_json(task_id, name, result, traceback) if ended_badly else "",
         int(load().keep_results_s),
         run_key(""),

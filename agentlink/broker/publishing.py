@@ -23,7 +23,7 @@ from kombu.utils.json import dumps
 from redis.commands.core import Script
 
 from agentlink.broker import fanout
-from agentlink.broker.calls import ALSO, Call, Command, Outgoing, current_bundle, current_call, wanted_by
+from agentlink.broker.calls import ALSO, HELD, Call, Command, Outgoing, current_bundle, current_call, wanted_by
 from agentlink.broker.errors import BrokerUnavailable, reason_of, refuses_to_write
 from agentlink.broker.fanout import COUNTING, TALLY
 from agentlink.broker.lease import DELAYED_PREFIX, RUNS_STEP, TURNS, WAKE_PREFIX
@@ -68,12 +68,12 @@ class PublishingChannel(kombu_redis.Channel):
             raise RecoverableConnectionError("channel disconnected")
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
-        also, tally = properties.pop(ALSO, []), properties.pop(TALLY, None)
+        also, tally, held = properties.pop(ALSO, []), properties.pop(TALLY, None), properties.pop(HELD, None)
         message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        outgoing = replace(self._outgoing(queue, message), also=also, tally=tally)
+        outgoing = replace(self._outgoing(queue, message, held), also=also, tally=tally)
         bundle = current_bundle.get()
         if bundle is None:
             self.publish([outgoing], also, wanted_by([outgoing]))
@@ -164,9 +164,13 @@ class PublishingChannel(kombu_redis.Channel):
             _LOOK_AT_MEMORY_S if used_fraction > _EASY_FRACTION else _LOOK_AT_MEMORY_EASY_S
         )
 
-    def _outgoing(self, queue: str, message: dict[str, Any]) -> Outgoing:
+    def _outgoing(self, queue: str, message: dict[str, Any], held: Sequence[str] | None) -> Outgoing:
         headers = message["headers"]
         key = self._key(queue, self._get_message_priority(message, reverse=False), headers)
+        if held is not None:
+            hash_key, field = held
+            kept = f"{key}\0{WAKE_PREFIX}{queue}\0{dumps(message)}"
+            return Outgoing(key=hash_key, message=kept, due_ms=field, wake=WAKE_PREFIX + queue)
         eta = headers.get("eta") if headers.get("task") else None
         if eta is None:
             return Outgoing(key=key, message=dumps(message), due_ms="", wake=WAKE_PREFIX + queue)

@@ -90,6 +90,7 @@ def read_toml(text: str) -> Document:
             continue
         if statement.startswith("[["):
             document.problems.append(Problem(line, "want a table like [jobs.name], not a list of tables"))
+            table = None
         elif statement.startswith("["):
             table = _path(read)
             if table in heads:

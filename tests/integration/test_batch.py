@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from resource_guard.errors import TaskTooLarge
+from tests.integration import batches
 from tests.integration.system import System, Worker
 from tests.process_tree import alive
 from tests.waiting import wait_until
@@ -150,6 +153,21 @@ def test_a_job_that_fails_fails_the_run_at_once_and_nothing_more_starts(system: 
     assert begun(folder) <= {"good"}
 
 
+def test_a_thousand_jobs_begin_within_seconds_and_none_does_after_a_failure(system: System, folder: Path) -> None:
+    system.start_worker(concurrency=1)
+    gate = WAIT.replace("{name}", "gate") + "; exit 1"
+    began_at = time.monotonic()
+    run = start(folder, job("gate", gate), *(job(f"j{number}", "touch $0-ran", needs=["gate"]) for number in range(999)))
+    assert time.monotonic() - began_at < 2
+    wait_until_begun(folder, "gate")
+    assert time.monotonic() - began_at < 10
+    assert run.progress.steps_total == 1001
+    let_go(folder, "gate")
+    with pytest.raises(JobFailed):
+        run.get(timeout=ANSWER_S)
+    assert list(folder.glob("*ran")) == []
+
+
 def test_a_job_that_takes_too_long_is_tried_again_and_has_failed(system: System, folder: Path) -> None:
     system.start_worker()
     run = start(folder, job("slow", "echo x >> ledger; sleep 100", timeout="300ms", retries=1))
@@ -249,3 +267,25 @@ def test_a_wrong_file_is_refused_with_all_that_is_wrong_before_anything_is_sent(
     with pytest.raises(BatchInvalid, match="No such file"):
         batch.delay("gone.toml")
     assert system.client.dbsize() == 0
+
+
+def test_a_batch_is_a_step_like_any_workflow(system: System, folder: Path) -> None:
+    """Between two others, in a chord's header, and as the last of its run."""
+    system.start_worker(imports="tests.integration.sample,tests.integration.batches")
+    (folder / "jobs.toml").write_text(job("a", "echo a") + job("b", "echo b", needs=["a"]))
+    file = str(folder / "jobs.toml")
+    assert batches.between.delay(file).get(timeout=ANSWER_S) == 12
+    assert batches.beside.delay(file).get(timeout=ANSWER_S) == 4
+    run = batches.last.delay(file)
+    assert len(run.get(timeout=ANSWER_S)["jobs"]) == 2
+    wait_until(lambda: run.progress.state is RunState.SUCCEEDED, what="the end of the run")
+    assert list(system.client.scan_iter("agentlink:graph:*")) == []
+
+
+def test_what_a_job_declares_reaches_the_guard(system: System, folder: Path) -> None:
+    system.start_worker()
+    run = start(
+        folder, job("fine", "true", memory="50MB", cpu=0.5), job("huge", "true", memory="900TB", needs=["fine"])
+    )
+    with pytest.raises(TaskTooLarge, match="declares memory='900 TB'"):
+        run.get(timeout=ANSWER_S)

@@ -1,4 +1,4 @@
-"""A file of jobs: everything that is wrong with it at once, each with its line, and what is made of one that is right."""
+"""A file of jobs: all that is wrong with it at once, each with its line, and what is made of one that is right."""
 
 from __future__ import annotations
 
@@ -81,13 +81,15 @@ env = { A = [1] }
         ("[jobs]\na = 3", "line 2: a: want a table with a command, got 3"),
         ("keep_going = 1\n[jobs.a]\ncommand = 'x'", "line 1: want keep_going = true or false"),
         ("[[jobs]]\nname = 'x'", "line 1: want a table like [jobs.name], not a list of tables"),
-        ("[jobs.a]\ncommand = ''", 'line 2: a: command: want a text for the shell or a list like ["ls", "-l"], got \'\''),
+        ("[jobs.a]\ncommand = ''",
+         'line 2: a: command: want a text for the shell or a list like ["ls", "-l"], got \'\''),
         ("[jobs.a]\ncommand = ['']", "line 2: a: command: want a list with the program's name first, got ['']"),
         ("[jobs.a]\ncommand = ['x', 1]", "line 2: a: command: item 1 must be a text, got 1"),
         ("[jobs.a]\ncommand = 'x'\ncommand = 'y'", "line 3: 'command' is there twice, first in line 2"),
         ("[jobs.a]\ncommand = 'x'\nneeds = 'b'", "line 3: a: needs: want a list of jobs' names, got 'b'"),
         ("[jobs.a]\ncommand = 'x'\nneeds = ['a']", "line 3: jobs wait for each other: 'a' needs 'a'"),
-        ("[jobs.a]\ncommand = 'x'\n[jobs.b]\ncommand = 'x'\nneeds = ['a', 'a']", "line 5: b: needs: 'a' is there twice"),
+        ("[jobs.a]\ncommand = 'x'\n[jobs.b]\ncommand = 'x'\nneeds = ['a', 'a']",
+         "line 5: b: needs: 'a' is there twice"),
         ("[jobs.build]\ncommand = 'x'\n[jobs.b]\ncommand = 'x'\nneeds = ['biuld']",
          "line 5: b: it needs 'biuld', and there is no such job; did you mean 'build'?"),
         ("[jobs.a]\ncommand = 'x'\nenv = { 'A=B' = 1 }", "line 3: a: env: the name of a variable can't be 'A=B'"),
@@ -100,7 +102,8 @@ env = { A = [1] }
          "line 4: 'a[b=1]' is a job of 'a' too"),
         ("[jobs.' a']\ncommand = 'x'", "line 1:  a: want a name of 1 to 100 printable characters, got ' a'"),
         ("[jobs.a]\ncommand = 'x'\nmemory = 0", "line 3: a: memory: want a size above 0, got 0"),
-        ("[jobs.a]\ncommand = 'x'\ntimeout = '0s'", "line 3: a: timeout: want a time above 0 and of at most 365d, got '0s'"),
+        ("[jobs.a]\ncommand = 'x'\ntimeout = '0s'",
+         "line 3: a: timeout: want a time above 0 and of at most 365d, got '0s'"),
         (f"[jobs.a]\ncommand = 'x'\nmatrix = {{ a = {list(range(101))}, b = {list(range(100))} }}",
          "line 1: there are 10001 jobs, and 10000 is the most"),
     ],
@@ -159,7 +162,7 @@ matrix = { py = ["3.11", "3.12"], fast = [true] }
 
 
 def test_tables_may_come_in_any_order_and_texts_may_look_like_tables(tmp_path: Path) -> None:
-    text = '[jobs.a.env]\nA = "1"\n[jobs.a]\ncommand = \'\'\'\n[jobs.a]\n# {\n\'\'\'\n[jobs.b]\r\ncommand = "}\\"]#"\r\n'
+    text = "[jobs.a.env]\nA = \"1\"\n[jobs.a]\ncommand = '''\n[jobs.a]\n# {\n'''\n[jobs.b]\r\ncommand = \"}\\\"]#\"\r\n"
     a, b = plan(tmp_path, text)["jobs"]
     assert (a["command"], a["env"], b["command"]) == ("[jobs.a]\n# {\n", {"A": "1"}, '}"]#')
 
@@ -171,7 +174,8 @@ def test_what_no_statement_shows_by_itself_is_found_too(tmp_path: Path) -> None:
 
 def test_a_thousand_jobs_are_planned_in_less_than_a_second(tmp_path: Path) -> None:
     text = "".join(
-        f'[jobs.j{number}]\ncommand = "echo {number}"\nneeds = {[f"j{need}" for need in range(max(0, number - 5), number)]}\n'
+        f'[jobs.j{number}]\ncommand = "echo {number}"\n'
+        f"needs = {[f'j{need}' for need in range(max(0, number - 5), number)]}\n"
         for number in range(1000)
     )
     began_at = time.monotonic()

@@ -145,7 +145,11 @@ def test_what_was_left_out_is_done_when_the_failed_step_succeeds_after_all(world
 def test_a_graph_has_places_and_ids_as_any_canvas() -> None:
     canvas = Graph([sample.add.si(1, 1), sample.add.si(2, 2)], sample.total.si([]), needs=[[], [0]])
     planned, steps = plan(canvas, RUN, app)
-    assert [(step.place, step.name.rpartition(".")[2]) for step in steps] == [("0", "add"), ("1", "add"), ("2", "total")]
+    assert [(step.place, step.name.rpartition(".")[2]) for step in steps] == [
+        ("0", "add"),
+        ("1", "add"),
+        ("2", "total"),
+    ]
     assert steps[-1].id == RUN
     assert isinstance(planned, Graph)
     assert planned.kwargs["needs"] == [[], [0]]

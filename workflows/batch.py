@@ -42,6 +42,7 @@ from workflows.store import RUN_HEADER
 # A job's own timeout comes first; these are for one that can't be ended by it.
 _SOFT_LIMIT_AFTER_S, _HARD_LIMIT_AFTER_S = 60, 90
 _FOLDER_NAME_MAX = 80
+_LISTED_MAX = 20
 
 
 class JobFailed(WorkflowError):
@@ -117,8 +118,8 @@ def collect(self: Any, file: str, names: list[str], started_at: float) -> dict[s
     failed = [str(meta["result"]) for meta in ends if meta["status"] == "FAILURE"]
     not_run = [name for name, meta in zip(names, ends, strict=True) if meta["status"] not in ("SUCCESS", "FAILURE")]
     if failed or not_run:
-        skipped = f"; not run, since they need those: {', '.join(not_run)}" if not_run else ""
-        raise JobsFailed(f"{len(failed)} of {len(names)} jobs failed: {'; '.join(failed)}{skipped}")
+        skipped = f"; not run, since they need those: {_listed(not_run, ', ')}" if not_run else ""
+        raise JobsFailed(f"{len(failed)} of {len(names)} jobs failed: {_listed(failed, '; ')}{skipped}")
     seconds = round(max(0.0, time.time() - started_at), 3)
     return {"file": file, "seconds": seconds, "jobs": [meta["result"] for meta in ends]}
 
@@ -140,7 +141,7 @@ def show(result: dict[str, Any]) -> str:
     """A table of all jobs, and where their output is."""
     lines = ["| job | exit code | time | attempts | output |", "|---|---:|---:|---:|---|"]
     for one in result["jobs"]:
-        name = one["name"].replace("|", "\\|")
+        name = re.sub(r"([\\`*_\[\]|<>~#])", r"\\\1", one["name"])
         output = f"`{_from_home(one['output'])}`" if one["output"] else "none"
         duration = format_duration(one["seconds"])
         lines.append(f"| {name} | {one['exit_code']} | {duration} | {one['attempts']} | {output} |")
@@ -178,6 +179,11 @@ def _output_folder(request: Any, name: str, place: int) -> Path:
 
 def _reason(error: Exception) -> str:
     return "it took longer than a task may" if isinstance(error, SoftTimeLimitExceeded) else str(error)
+
+
+def _listed(texts: list[str], between: str) -> str:
+    more = [f"and {len(texts) - _LISTED_MAX} more"] if len(texts) > _LISTED_MAX else []
+    return between.join(texts[:_LISTED_MAX] + more)
 
 
 def _from_home(path: str) -> str:

@@ -78,8 +78,9 @@ class Graph(_chord):
         headers = self.tasks[0].options.get("headers") or {} if self.tasks else {}
         if any(isinstance(step, (_chain, _chord)) for step in steps) or RUN_HEADER not in headers:
             raise CanvasUnusable("a graph has one or more steps, each one task, and is returned by a workflow")
-        key = f"{_GRAPH_PREFIX}{headers[RUN_HEADER]}:{headers[PLACE_HEADER].rpartition('.')[0]}"
-        if app.backend.patiently(self._expected, key, steps):
+        run_id = headers[RUN_HEADER]
+        key = f"{_GRAPH_PREFIX}{run_id}:{headers[PLACE_HEADER].rpartition('.')[0]}"
+        if app.backend.patiently(self._has_begun, key, run_id, steps):
             return
         body_options = {name: value for name, value in (self.options | options).items() if name != "parent_id"}
         with app.producer_or_acquire() as producer:
@@ -91,11 +92,12 @@ class Graph(_chord):
                 sent, more = (self.body, body_options) if number == len(steps) else (step, {})
                 held = {HELD: [key, f"message:{number}"]}
                 sent.apply_async(producer=producer, add_to_parent=False, **more, **held)
-        app.backend.patiently(self._begin, key)
+        app.backend.patiently(self._begin, key, run_id)
 
-    def _expected(self, key: str, steps: list[Signature]) -> bool:
+    def _has_begun(self, key: str, run_id: str, steps: list[Signature]) -> bool:
         """Whether it has begun; if not, the broker knows its shape now."""
-        if app.backend.client.hget(key, "begun") == b"1":
+        client = app.backend.client
+        if client.hget(key, "begun") == b"1 " + (client.hget(run_key(run_id), "started_at") or b""):
             return True
         after: list[list[int]] = [[] for _ in steps]
         for place, needed in enumerate(self.kwargs["needs"]):
@@ -105,15 +107,16 @@ class Graph(_chord):
             numbers.append(len(steps))
         ids = [*(step.options["task_id"] for step in self.tasks), ""]
         shape = [{"id": step_id, "after": numbers} for step_id, numbers in zip(ids, after, strict=True)]
-        with app.backend.client.pipeline() as pipe:
+        with client.pipeline() as pipe:
             pipe.hset(key, mapping={"steps": json.dumps(shape), "last": len(steps)})
             pipe.expire(key, int(2 * load().keep_results_s))
             pipe.execute()
         return False
 
     @staticmethod
-    def _begin(key: str) -> None:
-        app.backend.client.eval(_BEGIN, 2, key, f"{key}:ready", app.backend.task_keyprefix.decode())
+    def _begin(key: str, run_id: str) -> None:
+        keys = (key, f"{key}:ready", run_key(run_id))
+        app.backend.client.eval(_BEGIN, len(keys), *keys, app.backend.task_keyprefix.decode())
 
 
 class GraphTask(BaseTask):

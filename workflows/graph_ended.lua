@@ -38,9 +38,9 @@ if outcome == 'SUCCESS' then
     redis.call('HSET', graph, 'ended:' .. number, 'SUCCESS')
     if not before then
         for other in after(number) do count_down(other) end
-    elseif before == 'FAILURE' and redis.call('HGET', graph, 'begun') ~= '1' then
+    elseif before == 'FAILURE' and redis.call('HGET', graph, 'begun') == '0' then
         -- A dead letter, sent again when all else had ended: what was skipped for it can be done now.
-        begin(graph, ready, ARGV[4])
+        begin(graph, ready, KEYS[3], ARGV[4])
     end
 elseif outcome == 'FAILURE' and ARGV[3] == '1' then
     if redis.call('HSETNX', graph, 'ended:' .. number, 'FAILURE') == 1 then

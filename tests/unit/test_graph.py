@@ -38,7 +38,7 @@ class World:
         self.client.hset(run_key(RUN), "state", state)
 
     def begin(self) -> set[int]:
-        self.client.eval(graph._BEGIN, 2, KEY, f"{KEY}:ready", "result-")
+        self.client.eval(graph._BEGIN, 3, KEY, f"{KEY}:ready", run_key(RUN), "result-")
         return self.queued()
 
     def end(self, number: int, state: str = "SUCCESS", tolerated: bool = False) -> set[int]:
@@ -120,6 +120,15 @@ def test_a_run_that_is_built_again_goes_on_from_what_has_succeeded(world: World)
     world.run_is("RUNNING")
     assert world.begin() == {2, 3}
     assert (world.end(3), world.end(2), world.end(4), world.end(5)) == (set(), {4}, {5}, {6})
+
+
+def test_a_run_that_is_started_anew_begins_anew(world: World) -> None:
+    """Cancelled, say, while none of its steps could tell."""
+    world.client.hset(run_key(RUN), "started_at", "1.5")
+    assert (world.begin(), world.begin()) == ({1, 2}, set())
+    world.end(1)
+    world.client.hset(run_key(RUN), "started_at", "2.5")
+    assert (world.begin(), world.begin()) == ({2, 3}, set())
 
 
 def test_a_failure_that_the_run_lives_with_leaves_out_what_needs_it(world: World) -> None:

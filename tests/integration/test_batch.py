@@ -20,6 +20,7 @@ from tests.waiting import wait_until
 from workflows import RunState, StepState, WorkflowRun, batch
 from workflows.batch import JobFailed, JobsFailed
 from workflows.batch_plan import BatchInvalid
+from workflows.store import run_key
 
 ANSWER_S = 30
 # Says that it has begun, and ends when there is a file `go-…`.
@@ -290,3 +291,29 @@ def test_what_a_job_declares_reaches_the_guard(system: System, folder: Path) -> 
     )
     with pytest.raises(TaskTooLarge, match="declares memory='900 TB'"):
         run.get(timeout=ANSWER_S)
+
+
+def test_a_run_that_is_started_anew_repeats_no_job_that_has_succeeded(system: System, folder: Path) -> None:
+    system.start_worker(concurrency=2)
+    run = start(
+        folder,
+        job("done", "echo done >> ledger"),
+        job("needs luck", "test -e luck", needs=["done"]),
+        job("after", "echo after >> ledger", needs=["needs luck", "done"]),
+    )
+    with pytest.raises(JobFailed):
+        run.get(timeout=ANSWER_S)
+    (folder / "luck").touch()
+    again = start_anew(system, run)
+    assert [one["attempts"] for one in again.get(timeout=ANSWER_S)["jobs"]] == [1, 1, 1]
+    assert (folder / "ledger").read_text() == "done\nafter\n"
+    assert again.progress.state is RunState.SUCCEEDED
+
+
+def start_anew(system: System, run: WorkflowRun) -> WorkflowRun:
+    """The call once more, under the same run id, as if the run had never failed."""
+    key = run_key(run.id)
+    system.client.hset(key, "state", RunState.QUEUED)
+    system.client.hdel(key, "failure", "ended_at")
+    system.client.delete(f"celery-task-meta-{run.id}")
+    return batch.apply_async(("jobs.toml",), task_id=run.id)

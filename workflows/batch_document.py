@@ -20,6 +20,7 @@ _PIECE = re.compile(
     r'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{}\n]|[^\[\]{}\n"\'#]+|.',
     re.DOTALL,
 )
+_NAME = re.compile(r"[\w-]+(?=\s*=)")
 _AT_LINE = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
 
 
@@ -41,6 +42,8 @@ class Document:
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[Names, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    #: Names that are there, and whose values can't be read.
+    unread: set[Names] = field(default_factory=set)
 
     def line(self, *path: str) -> int:
         """Where a name stands, or the nearest one around it."""
@@ -86,7 +89,15 @@ def read_toml(text: str) -> Document:
         try:
             read = tomllib.loads(statement)
         except tomllib.TOMLDecodeError as error:
-            document.problems.append(Problem(line, _AT_LINE.sub("", str(error))))
+            what = _AT_LINE.sub("", str(error))
+            if statement.startswith("["):
+                what, table = (
+                    f'{what}; a name with spaces needs quotes: [jobs."a b"]',
+                    None,
+                )
+            elif table is not None and (name := _NAME.match(statement)):
+                document.unread.add((*table, name[0]))
+            document.problems.append(Problem(line, what))
             continue
         if statement.startswith("[["):
             document.problems.append(Problem(line, "want a table like [jobs.name], not a list of tables"))

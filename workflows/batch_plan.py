@@ -124,7 +124,7 @@ def _declared(document: Document, name: str, table: Any) -> _Declared:
                 read[field_] = reader(table[field_])
             except ValueError as error:
                 wrong(f"{field_}: {error}", field_)
-    if "command" not in table:
+    if "command" not in table and ("jobs", name, "command") not in document.unread:
         wrong("it has no command")
     one = _Declared(needs=read.get("needs", []), matrix=read.get("matrix", {}))
     common = {

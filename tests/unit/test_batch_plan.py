@@ -30,7 +30,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
 keep_goin = true
 
 [jobs.fetch]
-comand = "curl"
+commnd = "curl"
 needs = ["clean", "b c"]
 
 [jobs."b c"]
@@ -58,7 +58,7 @@ env = { A = [1] }
     assert problems(tmp_path, text) == [
         "line 2: unknown field 'keep_goin'; did you mean keep_going?",
         "line 4: fetch: it has no command",
-        "line 5: fetch: unknown field 'comand'; did you mean command?",
+        "line 5: fetch: unknown field 'commnd'; did you mean command?",
         "line 6: fetch: it needs 'clean', and there is no such job",
         "line 10: b c: memory: want a size like 8GB or 512MiB, got 'huge'",
         "line 11: b c: cpu: want a number of cores above 0, got 0",
@@ -66,7 +66,6 @@ env = { A = [1] }
         "line 14: jobs wait for each other: 'b c' needs 'count' needs 'b c'",
         "line 20: count: retries: want a whole number from 0 to 100, got 1.5",
         "line 23: 'fetch' is there twice, first in line 4",
-        "line 26: open: it has no command",
         "line 27: Unterminated string",
         "line 28: open: env: want a text, a number or true or false, got [1]",
     ]
@@ -81,6 +80,8 @@ env = { A = [1] }
         ("[jobs]\na = 3", "line 2: a: want a table with a command, got 3"),
         ("keep_going = 1\n[jobs.a]\ncommand = 'x'", "line 1: want keep_going = true or false"),
         ("[[jobs]]\nname = 'x'", "line 1: want a table like [jobs.name], not a list of tables"),
+        ("[jobs.a]\ncommand = 'x'\n[jobs.b c]\ncommand = 'x'",
+         "line 3: Expected ']' at the end of a table declaration; a name with spaces needs quotes: [jobs.\"a b\"]"),
         ("[jobs.a]\ncommand = ''",
          'line 2: a: command: want a text for the shell or a list like ["ls", "-l"], got \'\''),
         ("[jobs.a]\ncommand = ['']", "line 2: a: command: want a list with the program's name first, got ['']"),
@@ -201,9 +202,9 @@ def test_yaml_is_read_where_it_can_be(tmp_path: Path) -> None:
     text = "jobs:\n  a b:\n    command: [ls]\n    env: {N: 1}\n  c:\n    command: make\n    needs: [a b]\n"
     a, c = plan(tmp_path, text, "jobs.yaml")["jobs"]
     assert (a["name"], a["command"], a["env"], c["needs"]) == ("a b", ["ls"], {"N": "1"}, [0])
-    text = "jobs:\n  a:\n    comand: ls\n  c:\n    command: make\n    retries: x\n  a: {}\n"
+    text = "jobs:\n  a:\n    commnd: ls\n  c:\n    command: make\n    retries: x\n  a: {}\n"
     assert problems(tmp_path, text, "jobs.yml")[1:] == [
-        "line 3: a: unknown field 'comand'; did you mean command?",
+        "line 3: a: unknown field 'commnd'; did you mean command?",
         "line 6: c: retries: want a whole number from 0 to 100, got 'x'",
         "line 7: 'a' is there twice, first in line 2",
     ]

@@ -18,7 +18,7 @@ from resource_guard.caps import Used
 from resource_guard.errors import TaskTooLarge
 from resource_guard.followers import BEGIN_BY_HEADER, BEGIN_WITHIN_S, is_short
 from resource_guard.profiles import Profile
-from resource_guard.reservations import Reservation, allow, reserve
+from resource_guard.reservations import DECLARED_HEADER, Reservation, allow, declared, reserve
 
 logger = logging.getLogger(__name__)
 
@@ -304,11 +304,11 @@ class Gate:
         self._start(request)
 
     def _reserve(self, request: Request) -> Reservation:
-        task = request.task
+        declared_bytes, declared_cores = declared(request.task, request.request_dict.get(DECLARED_HEADER))
         evictions, after_eviction_bytes = request.request_dict.get(EVICTED_HEADER) or (0, 0)
         return reserve(
-            declared_bytes=getattr(task, "memory_bytes", None),
-            declared_cores=getattr(task, "cpu_cores", None),
+            declared_bytes=declared_bytes,
+            declared_cores=declared_cores,
             known=self._knowledge.of(request.name),
             evictions=evictions,
             after_eviction_bytes=after_eviction_bytes,
@@ -316,7 +316,8 @@ class Gate:
         )
 
     def _too_large(self, request: Request, reserved: Reservation) -> TaskTooLarge | None:
-        capacity_bytes, cores = self.capacity_bytes(), getattr(request.task, "cpu_cores", None) or 0.0
+        capacity_bytes = self.capacity_bytes()
+        cores = declared(request.task, request.request_dict.get(DECLARED_HEADER))[1] or 0.0
         if 0 < capacity_bytes < reserved.memory_bytes:
             return TaskTooLarge(request.name, "memory", reserved.memory_bytes, capacity_bytes)
         most = self._cores()

@@ -5,10 +5,14 @@ Pure rules over what a message says, what its task declares and what earlier run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from resource_guard.profiles import Profile
 
+#: The message header with what one call declares in place of its task: memory in bytes, CPU cores; null: as the task.
+DECLARED_HEADER = "agentlink_declared"
 #: A declared size is a promise: so much more than it is the cap, for what is never quite the same twice.
 DECLARED_CAP_FACTOR = 1.1
 #: A learned one is none: a task gets twice what it took so far before it is stopped and tried with more.
@@ -46,6 +50,17 @@ class Allowance:
 
     cap_bytes: int
     next_bytes: int | None
+
+
+def declared(task: Any, of_call: Sequence[Any] | None) -> tuple[int | None, float | None]:
+    """Memory in bytes and CPU cores that a call takes at most; None where neither it (`DECLARED_HEADER`) nor its task
+    says.
+    """
+    memory_bytes, cores = of_call or (None, None)
+    return (
+        getattr(task, "memory_bytes", None) if memory_bytes is None else memory_bytes,
+        getattr(task, "cpu_cores", None) if cores is None else cores,
+    )
 
 
 def reserve(

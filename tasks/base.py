@@ -35,6 +35,7 @@ from agentlink.settings import load
 from agentlink.units import parse_size
 from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
+from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
 from tasks.large_arguments import body_has_ended, put_away
@@ -175,7 +176,8 @@ class BaseTask(Telling, Task, Generic[P, R]):
                 if isinstance(error, OSError) and error.errno != errno.ENOMEM:  # of mmap(), fork() …
                     raise
                 used_bytes = cap.used_bytes()
-                exceeded = MemoryLimitExceeded(self.name, used_bytes, cap_bytes, next_bytes, self.memory_bytes)
+                declared_bytes, _ = declared(self, getattr(self.request, DECLARED_HEADER, None))
+                exceeded = MemoryLimitExceeded(self.name, used_bytes, cap_bytes, next_bytes, declared_bytes)
                 if next_bytes is None:
                     raise exceeded from error
                 raise Reject(exceeded, requeue=True) from None
@@ -252,13 +254,18 @@ class App(Celery):
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a task by name; `Task.delay` and `apply_async` come through here too.
 
+        `memory="1GB"` and `cpu=2`, among the options of a call or set on a signature, hold for this call in place of
+        what its task declares.
+
         Raises:
+            ValueError: one of these makes no sense; it says what would.
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
             ValueError: the task is limited, and the key can't be made of the arguments.
             ArgumentNotStored: the same; an argument is too large for a message, and there is no room for its file.
         """
         _fit_soft_limit(options)
+        _declare(options)
         if (sender := self.current_worker_task) is not None:
             fanout.count(sender.request, options)
         else:
@@ -365,6 +372,19 @@ def _fit_soft_limit(options: dict[str, Any]) -> None:
         options["soft_time_limit"] = hard_s * _SOFT_FRACTION
 
 
+def _declare(options: dict[str, Any]) -> None:
+    """Have what one call declares travel in its message's headers."""
+    needs = _needs(options.pop("memory", None), options.pop("cpu", None))
+    if needs != (None, None):
+        options["headers"] = (options.get("headers") or {}) | {DECLARED_HEADER: list(needs)}
+
+
+def _needs(memory: str | int | None, cpu: float | None) -> tuple[int | None, float | None]:
+    if cpu is not None and cpu <= 0:
+        raise ValueError(f"want a number of cores above 0, got cpu={cpu!r}")
+    return None if memory is None else parse_size(memory), None if cpu is None else float(cpu)
+
+
 def task_options(
     memory: str | int | None, cpu: float | None, retry: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
@@ -383,10 +403,5 @@ def task_options(
         if both := made.keys() & options.keys():
             raise ValueError(f"want max_attempts and retry_for or Celery's {', '.join(sorted(both))}, not both")
         options |= made
-    if memory is not None:
-        options["memory_bytes"] = parse_size(memory)
-    if cpu is not None:
-        if cpu <= 0:
-            raise ValueError(f"want a number of cores above 0, got cpu={cpu!r}")
-        options["cpu_cores"] = float(cpu)
-    return options
+    needs = zip(("memory_bytes", "cpu_cores"), _needs(memory, cpu), strict=True)
+    return options | {name: value for name, value in needs if value is not None}

@@ -24,6 +24,7 @@ from agentlink.broker.transport import Channel
 from resource_guard.caps import Used
 from resource_guard.followers import NotBegun
 from resource_guard.gate import Ended
+from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks.errors import MemoryLimitExceeded, ProcessDied
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Request(CeleryRequest):
     def _end_as_told(self, ended: Ended) -> bool:
         """The guard has ended its process: to free memory, and then it runs again, or since it took too much."""
         if ended.reserve_bytes is None and not state.should_terminate:
-            declared_bytes = self.task.memory_bytes
+            declared_bytes, _ = declared(self.task, self.request_dict.get(DECLARED_HEADER))
             self.refuse(MemoryLimitExceeded(self.name, ended.used_bytes, ended.allowed_bytes, None, declared_bytes))
             return True
         if ended.reserve_bytes is None or not self._can_go_back():

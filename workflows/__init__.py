@@ -4,6 +4,7 @@ from agentlink.broker.fanout import FanOutExceeded, WaitsForSteps
 from tasks.app import app
 from workflows import errands, schedule_step
 from workflows.base import workflow
+from workflows.batch import batch
 from workflows.compensation import compensate
 from workflows.errors import (
     CallRefused,
@@ -32,6 +33,7 @@ __all__ = [
     # shipped
     "compensate",
     "research",
+    "batch",
     # to write and to follow
     "workflow",
     "WorkflowRun",

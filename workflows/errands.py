@@ -17,7 +17,7 @@ from celery import Celery, bootsteps
 from agentlink.errors import AgentLinkError
 from workflows import compensation, steering, store
 from workflows.errors import RunUnknown
-from workflows.graph import comes_after
+from workflows.shape import comes_after
 from workflows.states import TERMINAL_STEP_STATES, RunState, StepState
 from workflows.store import ENDING, ERRANDS_KEY, ending_facts, run_key
 

@@ -19,7 +19,7 @@ from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import DEPTH_HEADER, checked_depth
 from workflows.errors import CanvasUnusable
 from workflows.fitting import check_steps
-from workflows.graph import children, notation
+from workflows.shape import children, notation
 from workflows.states import StepState
 from workflows.store import PLACE_HEADER, REPLAY_HEADER, StepRecord
 

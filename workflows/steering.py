@@ -15,7 +15,7 @@ from agentlink.broker.dead_letters import DeadLetter
 from tasks.app import app
 from workflows import store
 from workflows.errors import ResumeRefused, RunNotEnded, RunUnknown, WorkflowError
-from workflows.graph import comes_after
+from workflows.shape import comes_after
 from workflows.states import RunState
 from workflows.store import ENDING, ERRANDS_KEY, REPLAY_HEADER, RunRecord, StepRecord, ending_facts, run_key
 

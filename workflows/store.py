@@ -28,7 +28,7 @@ from agentlink.broker.streams import RUN_PREFIX
 from agentlink.settings import load
 from tasks.app import app
 from workflows.errors import CanvasChanged, ResumeRefused, RunUnknown
-from workflows.graph import Node, parse
+from workflows.shape import Node, parse
 from workflows.states import (
     RUN_STATE_OF_CELERY,
     RUN_TRANSITIONS,
@@ -49,6 +49,8 @@ ERRANDS_KEY = "agentlink:errands"
 #: them along to the request.
 PLACE_HEADER = "agentlink_place"
 REPLAY_HEADER = "agentlink_replay"
+#: That of a step whose failure does not end its run.
+TOLERATED_HEADER = "agentlink_tolerated"
 
 
 def script(name: str) -> str:
@@ -203,7 +205,7 @@ def record_plan(
     """Record the steps a run will have, and the run itself should it not be known: see `creation_commands`.
 
     `within` is the place of what has built them, if it was a step of the same run, as which it was recorded; `graph` is
-    how they hang together, see `workflows.graph`. Done twice (its worker died meanwhile), it changes nothing.
+    how they hang together, see `workflows.shape`. Done twice (its worker died meanwhile), it changes nothing.
 
     Raises:
         FanOutExceeded: there are too many; none is recorded.
@@ -261,6 +263,7 @@ def transition_commands(
     if celery_state == "STARTED":
         keys, asked = (run_key(run_id), run_key(task_id)), ending_facts(now, None, None)
         yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked]
+    tolerated = celery_state == "FAILURE" and bool(getattr(request, TOLERATED_HEADER, None))
     yield [
         "EVAL",
         _TRANSITION,
@@ -275,7 +278,7 @@ def transition_commands(
         run_state or "",
         _origins(RUN_TRANSITIONS, run_state),
         int(run_state in TERMINAL_RUN_STATES),
-        RUN_STATE_OF_CELERY[celery_state] if ended_badly else "",
+        RUN_STATE_OF_CELERY[celery_state] if ended_badly and not tolerated else "",
         getattr(request, "parent_id", None) or "" if planned_or_replaced and step_state is StepState.RUNNING else "",
         int(step_state in TERMINAL_STEP_STATES and place is None and fanout.is_counted(request)),
         int(load().hard_time_limit_s),

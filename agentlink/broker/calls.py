@@ -19,6 +19,9 @@ ALSO = "agentlink_also"
 #: The message property that makes a call be accepted once, however often it is made: a key of its own, and for how long
 #: (ms) that is remembered.
 ONCE = "agentlink_once"
+#: The message property that holds a message back: a hash's key and the field that keeps it there, as `queue's key, NUL,
+#: channel of its news, NUL, message`, until some script puts it into its queue.
+HELD = "agentlink_held"
 #: The message header that tells how often the message's task was started by a worker that ended before it did.
 DELIVERIES_HEADER = "agentlink_deliveries"
 #: The message header that tells how often its task was evicted, and how much memory it is to have since then.
@@ -50,6 +53,7 @@ class Call:
 class Outgoing:
     """A message on its way: where it goes, its JSON, when it is due (ms, '' for now), who is told.
 
+    One that is held back goes into a hash, and has the name of its field in place of when it is due.
     `also` are commands to run with it, `tally` is what it counts for, `once` what tells that it was accepted before.
     """
 

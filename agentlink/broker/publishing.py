@@ -23,7 +23,7 @@ from kombu.utils.json import dumps
 from redis.commands.core import Script
 
 from agentlink.broker import fanout
-from agentlink.broker.calls import ALSO, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
+from agentlink.broker.calls import ALSO, HELD, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
 from agentlink.broker.errors import BrokerUnavailable, Overtaken, reason_of, refuses_to_write
 from agentlink.broker.fanout import COUNTING, TALLY
 from agentlink.broker.lease import DELAYED_PREFIX, LIMITS, RUNS_STEP, TURNS, WAKE_PREFIX
@@ -70,12 +70,12 @@ class PublishingChannel(kombu_redis.Channel):
         # kombu hands the same message in again when it tries again: it is not to be changed.
         properties = dict(message["properties"])
         also, tally, once = properties.pop(ALSO, []), properties.pop(TALLY, None), properties.pop(ONCE, None)
-        limit = properties.pop(LIMIT, None)
+        limit, held = properties.pop(LIMIT, None), properties.pop(HELD, None)
         message = message | {"properties": properties}
         if queue in self._expires or "_publish_batch" in kwargs:
             super()._put(queue, message, **kwargs)
             return
-        outgoing = replace(self._outgoing(queue, message, limit), also=also, tally=tally, once=once)
+        outgoing = replace(self._outgoing(queue, message, limit, held), also=also, tally=tally, once=once)
         bundle = current_bundle.get()
         if bundle is None:
             self.publish([outgoing], also, wanted_by([outgoing]))
@@ -171,12 +171,18 @@ class PublishingChannel(kombu_redis.Channel):
             _LOOK_AT_MEMORY_S if used_fraction > _EASY_FRACTION else _LOOK_AT_MEMORY_EASY_S
         )
 
-    def _outgoing(self, queue: str, message: dict[str, Any], limit: Limit | None) -> Outgoing:
+    def _outgoing(
+        self, queue: str, message: dict[str, Any], limit: Limit | None, held: Sequence[str] | None
+    ) -> Outgoing:
         headers, text = message["headers"], dumps(message)
         priority = self._get_message_priority(message, reverse=False)
         key = self._key(queue, priority, headers)
         if limit is not None:
             text = limit.marked(text, headers["id"], priority)
+        if held is not None:
+            hash_key, field = held
+            kept = f"{key}\0{WAKE_PREFIX}{queue}\0{text}"
+            return Outgoing(key=hash_key, message=kept, due_ms=field, wake=WAKE_PREFIX + queue)
         eta = headers.get("eta") if headers.get("task") else None
         if eta is None:
             return Outgoing(key=key, message=text, due_ms="", wake=WAKE_PREFIX + queue)

@@ -15,6 +15,7 @@ from resource_guard.caps import Used
 from resource_guard.followers import BEGIN_BY_HEADER, BEGIN_WITHIN_S, SEEN_RUNS, SHORT_S, is_short
 from resource_guard.gate import CAP_HEADER, EVICTED_HEADER, LOOK_AHEAD, MEASURE_HEADER, SURPLUS_AFTER_S, Ended, Gate
 from resource_guard.profiles import Profile
+from resource_guard.reservations import DECLARED_HEADER
 
 MB = 1_000_000
 SHORT = Profile(name="short", runs=SEEN_RUNS, memory_bytes=MB, peak_bytes=0, cpu_cores=1, wall_s=0, longest_s=SHORT_S)
@@ -127,6 +128,17 @@ def test_what_fits_starts_and_the_next_when_one_ends(world: World) -> None:
     assert [one.request for one in world.gate.started()] == [third, second]
 
 
+def test_what_a_call_declares_holds_in_place_of_what_its_task_does(world: World) -> None:
+    first = Request(memory_mb=100, cores=2, headers={DECLARED_HEADER: [600 * MB, None]})
+    second = Request(memory_mb=900, headers={DECLARED_HEADER: [500 * MB, 0.5]})
+    third = Request(memory_mb=900, headers={DECLARED_HEADER: [300 * MB, None]})
+    world.handle(first, second, third)
+    assert world.started == [first, third]
+    one, _ = world.gate.started()
+    assert (one.reserved.memory_bytes, one.reserved.cpu_cores, one.reserved.declared) == (600 * MB, 2, True)
+    assert first.headers[CAP_HEADER][1] is None
+
+
 def test_the_start_of_one_that_may_take_long_is_told_while_no_other_such_runs() -> None:
     world = World(slots=4, knowledge=Knowledge({"short": SHORT}))
     first, second = Request(), Request()
@@ -168,6 +180,8 @@ def test_what_goes_down_with_its_connection_is_forgotten_and_not_given_back(worl
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
+        (Request(memory_mb=100, headers={DECLARED_HEADER: [1200 * MB, None]}), "declares memory='1.2 GB'"),
+        (Request(headers={DECLARED_HEADER: [None, 3]}), "declares cpu='3 cores'"),
         (Request(memory_mb=1200), "declares memory='1.2 GB', and there are 1 GB at most"),
         (Request(cores=3), "declares cpu='3 cores', and there are 2 at most"),
     ],

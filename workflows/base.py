@@ -16,7 +16,7 @@ from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
 from tasks.app import app
 from tasks.base import BaseTask
-from workflows import store
+from workflows import joining, store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
@@ -185,6 +185,7 @@ def _readable(value: Any) -> str:
     return repr(value).encode("utf-8", "backslashreplace").decode()
 
 
+joining.install()
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)
     dead_letters.reopeners.append(store.reopen_commands)

@@ -16,7 +16,7 @@ from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
 from tasks.app import app
 from tasks.base import BaseTask
-from workflows import joining, store
+from workflows import errbacks, joining, store
 from workflows.errors import CallRefused
 from workflows.plan import plan
 from workflows.run import WorkflowRun
@@ -65,13 +65,13 @@ class WorkflowTask(BaseTask):
             args, kwargs = self.prepared(args, kwargs)
         run_id = task_id or uuid()
         sender = app.current_worker_task
-        options[ALSO] = store.creation_commands(
-            run_id,
-            self.name,
-            show_arguments(args, kwargs),
-            parent_of(run_id, headers),
-            sender and sender.request.root_id,
-        )
+        root_id = sender and sender.request.root_id
+        options[ALSO] = [
+            *store.creation_commands(
+                run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers), root_id
+            ),
+            *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
+        ]
         run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
         return run
 
@@ -138,6 +138,9 @@ def workflow(
             )
             # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
             within = place if place is not None and parent_id is None else ""
+            if request.errbacks and not within:
+                errbacks.keep(request.id, request.root_id, request.errbacks)
+                request.errbacks = None  # or Celery would link them to the canvas
             canvas, steps = plan(canvas, request.id, app, within, fanout.depth_of(request), request.root_id)
             self.backend.patiently(
                 partial(
@@ -185,6 +188,7 @@ def _readable(value: Any) -> str:
     return repr(value).encode("utf-8", "backslashreplace").decode()
 
 
+errbacks.install()
 joining.install()
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)

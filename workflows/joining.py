@@ -15,7 +15,7 @@ from celery.canvas import Signature
 from tasks.app import app
 from tasks.base import BaseTask
 from workflows.plan import own_steps
-from workflows.store import PLACE_HEADER, RUN_HEADER
+from workflows.store import PLACE_HEADER, RUN_HEADER, STANDS_FOR_HEADER
 
 
 def joined(request: Any, canvas: Signature) -> Signature:
@@ -32,6 +32,8 @@ def joined(request: Any, canvas: Signature) -> Signature:
         if run_id is None:
             continue
         headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
+        if leaf is not last:
+            headers |= {STANDS_FOR_HEADER: request.id}
         # A run in the step's place ends it. Any other task there is that step itself: its place is known.
         if leaf is last and getattr(app.tasks.get(leaf.task), "builds_canvas", False):
             headers |= {PLACE_HEADER: getattr(request, PLACE_HEADER, None) or ""}

@@ -41,6 +41,10 @@ INDEX_KEY = "agentlink:runs"
 #: The message headers that tell a step its place in the canvas and its run; Celery carries them along to the request.
 PLACE_HEADER = "agentlink_place"
 RUN_HEADER = "agentlink_run"
+#: The one that tells the id of the step that has replaced itself by a canvas, to the tasks of that.
+STANDS_FOR_HEADER = "agentlink_stands_for"
+#: The field of a run with the message that goes out should it fail: see `workflows.errbacks`.
+ERRBACKS_FIELD = "errbacks"
 
 _TRANSITION = COUNTING + resources.files(__package__).joinpath("transition.lua").read_text()
 _RESERVE = COUNTING + resources.files(__package__).joinpath("reserve.lua").read_text()
@@ -78,6 +82,8 @@ class StepRecord:
     attempt: int = 0
     #: How many tasks have replaced themselves, one by the next, until it came to this one.
     replacements: int = 0
+    #: The step that has replaced itself by a canvas of which this one is a part: it fails with it.
+    stands_for: str | None = None
     worker: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -275,6 +281,7 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         state=state,
         attempt=1 + (getattr(request, "retries", 0) or 0) + (getattr(request, DELIVERIES_HEADER, 0) or 0),
         replacements=getattr(request, "replaced_task_nesting", 0) or 0,
+        stands_for=getattr(request, STANDS_FOR_HEADER, None),
         worker=getattr(request, "hostname", None),
         started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,

@@ -40,7 +40,7 @@ local function move_step(run, id, state, record, terminal)
     if not contains(ARGV[4], old_state) then return false end
     -- What was planned stays known, whoever reports (a step failed because another had, a replacement of itself).
     local facts, known = cjson.decode(record), cjson.decode(old_record)
-    for _, name in ipairs({'place', 'name', 'attempt', 'started_at', 'worker'}) do
+    for _, name in ipairs({'place', 'name', 'attempt', 'started_at', 'worker', 'stands_for'}) do
         if facts[name] == nil or facts[name] == '' then facts[name] = known[name] end
     end
     redis.call('HSET', steps, id, state .. ' ' .. cjson.encode(facts))
@@ -54,6 +54,15 @@ local function move_step(run, id, state, record, terminal)
         end
     end
     return true
+end
+
+-- End a step that has replaced itself by others, and waits for the last of them.
+local function end_replaced(run, id, state)
+    local record = redis.call('HGET', run .. ':steps', id) or ''
+    if string.match(record, '^RUNNING ') then
+        local facts = cjson.encode({ended_at = tonumber(ARGV[9]), error = cjson.decode(ARGV[3] ~= '' and ARGV[3] or '{}').error})
+        move_step(run, id, state, facts, true)
+    end
 end
 
 local function fail(run, state)
@@ -79,6 +88,8 @@ function end_run(run, state)
         redis.call('EXPIRE', tree, ARGV[12])
     end
     if state ~= 'SUCCEEDED' then
+        -- Its last step has its id, and may have replaced itself by one that has not begun.
+        end_replaced(run, id, state)
         redis.call('HSET', run, 'failure', ARGV[11])
         -- Whoever waits for the run gets the step's own error, also where Celery tells the last step nothing.
         local result = ARGV[14] .. id
@@ -86,6 +97,12 @@ function end_run(run, state)
             local value = ARGV[15] .. id .. ARGV[16]
             redis.call('SET', result, value, 'EX', ARGV[12])
             redis.call('PUBLISH', result, value)
+        end
+        local errbacks = redis.call('HGET', run, 'errbacks')
+        if errbacks then
+            local outgoing = cjson.decode(errbacks)
+            redis.call('LPUSH', outgoing.key, outgoing.message)
+            redis.call('PUBLISH', outgoing.wake, '')
         end
     end
     -- A workflow called as a step: the outer run goes by it.
@@ -105,11 +122,22 @@ local function came_before(id)
     return facts and (cjson.decode(facts).replacements or 0) >= (cjson.decode(ARGV[3]).replacements or 0)
 end
 
+-- The step that has replaced itself by a canvas of which this one is a part.
+local function stood_for(id)
+    local facts = string.match(redis.call('HGET', KEYS[1] .. ':steps', id) or '', '^%u+ (.*)$')
+    return facts and cjson.decode(facts).stands_for
+end
+
 if ARGV[17] ~= '' and ARGV[17] ~= ARGV[1] and came_before(ARGV[17]) then
     move_step(KEYS[1], ARGV[17], 'SUCCEEDED', '{"ended_at": ' .. ARGV[9] .. '}', true)
 end
 
 if ARGV[1] ~= '' and move_step(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1') and ARGV[10] ~= '' then
+    local stands_for = stood_for(ARGV[1])
+    while stands_for and stands_for ~= ARGV[1] do
+        end_replaced(KEYS[1], stands_for, ARGV[2])
+        stands_for = stood_for(stands_for)
+    end
     fail(KEYS[1], ARGV[10])
 end
 

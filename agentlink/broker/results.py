@@ -3,7 +3,8 @@
 A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
 sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
 stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
-`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`; of `SentinelBackend` `_get_pool`.
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, `_call_task_errbacks`; of
+`SentinelBackend` `_get_pool`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class ResultBackend(LargeResults):
     """The result backend of every AgentLink process."""
 
     recorders: ClassVar[list[Recorder]] = []
+    #: Tell of a request whether what is linked to it for its failure is called by somebody else.
+    errback_keepers: ClassVar[list[Callable[[Any], bool]]] = []
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing yet: `get()` does when somebody waits.
@@ -110,6 +113,10 @@ class ResultBackend(LargeResults):
         if not store_result:
             self._record_only(task_id, "REVOKED", self.prepare_exception(TaskRevokedError(reason)), None, request)
         super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, **kwargs)
+
+    def _call_task_errbacks(self, request: Any, exc: BaseException | None, traceback: str | None) -> None:
+        if not any(are_kept(request) for are_kept in self.errback_keepers):
+            super()._call_task_errbacks(request, exc, traceback)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any

@@ -16,7 +16,8 @@ from celery import chain, chord, current_app, group
 
 from tasks import task
 from tasks.base import BaseTask
-from workflows import workflow
+from workflows import WorkflowRun, workflow
+from workflows.states import TERMINAL_STEP_STATES
 
 #: What a worker that runs these imports.
 IMPORTS = f"tests.integration.sample,{__name__}"
@@ -313,3 +314,9 @@ def inner_only(number: int) -> Any:
 @workflow
 def empty_chain() -> Any:
     return chain()
+
+
+def assert_all_ended(run: WorkflowRun) -> None:
+    """Of a run that has ended, no step will ever begin."""
+    open_steps = [step for step in run.steps() if step.state not in TERMINAL_STEP_STATES]
+    assert open_steps == [], f"{len(open_steps)} steps of the run have not ended"

@@ -71,6 +71,7 @@ class WorkflowTask(BaseTask):
                 run_id, self.name, show_arguments(args, kwargs), parent_of(run_id, headers), root_id
             ),
             *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
+            *store.standing_commands(run_id, headers),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, task_id=run_id, **(options | {"ignore_result": False}))
         return run

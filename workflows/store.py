@@ -130,6 +130,12 @@ def creation_commands(
     ]
 
 
+def standing_commands(run_id: str, headers: Mapping[str, Any]) -> list[Command]:
+    """What records of a new run that it is a part of what a step has replaced itself by; see `STANDS_FOR_HEADER`."""
+    stands_for = headers.get(STANDS_FOR_HEADER)
+    return [["HSETNX", run_key(run_id), "stands_for", stands_for]] if stands_for else []
+
+
 def record_plan(
     client: redis.Redis,
     run_id: str,

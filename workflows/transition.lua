@@ -60,8 +60,18 @@ end
 local function end_replaced(run, id, state)
     local record = redis.call('HGET', run .. ':steps', id) or ''
     if string.match(record, '^RUNNING ') then
-        local facts = cjson.encode({ended_at = tonumber(ARGV[9]), error = cjson.decode(ARGV[3] ~= '' and ARGV[3] or '{}').error})
-        move_step(run, id, state, facts, true)
+        local error = ARGV[3] ~= '' and cjson.decode(ARGV[3]).error
+        local facts = {ended_at = tonumber(ARGV[9]), error = error or nil}
+        move_step(run, id, state, cjson.encode(facts), true)
+    end
+end
+
+-- The same of the step that `id` is a part of what came in the place of, and of whatever that stands for in turn.
+local function end_stood_for(run, id, state)
+    while id and id ~= '' do
+        end_replaced(run, id, state)
+        local facts = string.match(redis.call('HGET', run .. ':steps', id) or '', '^%u+ (.*)$')
+        id = facts and cjson.decode(facts).stands_for
     end
 end
 
@@ -110,6 +120,7 @@ function end_run(run, state)
     if parent and parent ~= '' then
         local outer = ARGV[13] .. parent
         if move_step(outer, id, state, '{"ended_at": ' .. ARGV[9] .. '}', true) and state ~= 'SUCCEEDED' then
+            end_stood_for(outer, redis.call('HGET', run, 'stands_for'), state)
             fail(outer, state)
         end
     end
@@ -122,22 +133,12 @@ local function came_before(id)
     return facts and (cjson.decode(facts).replacements or 0) >= (cjson.decode(ARGV[3]).replacements or 0)
 end
 
--- The step that has replaced itself by a canvas of which this one is a part.
-local function stood_for(id)
-    local facts = string.match(redis.call('HGET', KEYS[1] .. ':steps', id) or '', '^%u+ (.*)$')
-    return facts and cjson.decode(facts).stands_for
-end
-
 if ARGV[17] ~= '' and ARGV[17] ~= ARGV[1] and came_before(ARGV[17]) then
     move_step(KEYS[1], ARGV[17], 'SUCCEEDED', '{"ended_at": ' .. ARGV[9] .. '}', true)
 end
 
 if ARGV[1] ~= '' and move_step(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1') and ARGV[10] ~= '' then
-    local stands_for = stood_for(ARGV[1])
-    while stands_for and stands_for ~= ARGV[1] do
-        end_replaced(KEYS[1], stands_for, ARGV[2])
-        stands_for = stood_for(stands_for)
-    end
+    end_stood_for(KEYS[1], ARGV[1], ARGV[2])
     fail(KEYS[1], ARGV[10])
 end
 

@@ -105,6 +105,6 @@ class TestEveryNodeEnds:
             spot = wait_until(
                 lambda: next((spot for spot in waiting if _attempts(tmp_path, spot)), None), what=f"one of {waiting}"
             )
-            app.control.revoke(_attempts(tmp_path, spot)[0], terminate=True)
+            app.control.revoke(_attempts(tmp_path, spot)[0], terminate=True, signal="SIGKILL")
             waiting.remove(spot)
         _check(several, tmp_path, runs, RunState.CANCELLED)

@@ -12,7 +12,7 @@ import click
 from celery import signals
 
 from agentlink import up
-from agentlink.broker import along, revoked, sweep_step
+from agentlink.broker import along, chord_step, revoked, sweep_step
 from agentlink.broker import celery_step as lease_step
 from agentlink.broker.guard_watch import GuardWatch
 from agentlink.broker.profiles import Profiles
@@ -51,6 +51,7 @@ lease_step.install(app)
 along.install(app)
 revoked.install(app)
 sweep_step.install(app)
+chord_step.install(app)
 app.config_from_object("celeryconfig")
 
 

@@ -11,7 +11,7 @@ from typing import Any, overload
 from celery.canvas import Signature
 from kombu.utils.uuid import uuid
 
-from agentlink.broker import dead_letters, fanout, sweep_step
+from agentlink.broker import chords, dead_letters, fanout, sweep_step
 from agentlink.broker.calls import ALSO
 from agentlink.broker.results import ResultBackend
 from tasks.app import app
@@ -195,3 +195,4 @@ if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders.append(store.transition_commands)
     dead_letters.reopeners.append(store.reopen_commands)
     sweep_step.lookups.append(store.which_go_on)
+    chords.lookups.append(store.which_ended)

@@ -258,6 +258,13 @@ def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
     }
 
 
+def which_ended(client: redis.Redis, run_id: str, step_ids: Sequence[str]) -> set[str]:
+    """Of these steps of a run, those that have ended."""
+    records = client.hmget(steps_key(run_id), list(step_ids))
+    states = {step: _text(record).partition(" ")[0] for step, record in zip(step_ids, records, strict=True) if record}
+    return {step for step, state in states.items() if state in TERMINAL_STEP_STATES}
+
+
 def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:
     """A run's steps in the order of their places in its canvas."""
     steps = [_decode_step(_text(key), _text(value)) for key, value in client.hgetall(steps_key(run_id)).items()]

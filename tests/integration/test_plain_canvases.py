@@ -133,7 +133,7 @@ def test_all_after_a_failed_task_of_a_chain_have_failed(plain: System) -> None:
 
 def test_of_a_failed_chord_the_other_members_keep_their_results() -> None:
     result = chord([add.si(1, 1), fail.si("no good"), add.si(2, 2)], total.s()).apply_async()
-    with pytest.raises(ChordError):
+    with pytest.raises((ValueError, ChordError), match="no good"):
         result.get(timeout=20)
     members = result.parent.results
     wait_until(lambda: all(member.ready() for member in members), what="the end of all members")

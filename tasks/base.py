@@ -9,10 +9,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import redis
 from celery import Celery, Task
@@ -91,6 +91,9 @@ class BaseTask(Telling, Task, Generic[P, R]):
     default_retry_delay = 3
 
     Request = "tasks.request:Request"
+
+    #: Called with the request of a task that replaces itself and with what is to replace it, which they return.
+    joiners: ClassVar[list[Callable[[Any, Any], Any]]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the two words for attempts together, also where a task was not made by `@task`."""
@@ -210,6 +213,12 @@ class BaseTask(Telling, Task, Generic[P, R]):
             raise error or self.MaxRetriesExceededError(f"{self.name} has no attempts left", task_args=request.args)
         tell_so_far(request)
         return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
+
+    def replace(self, sig: Any) -> Any:
+        """Celery's; also a task that does so twice, because its process died, has its work done once."""
+        for join in self.joiners:
+            sig = join(self.request, sig)
+        return super().replace(sig)
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's, with `self.replace(...)`: what goes on in its place is no deeper than it was itself."""

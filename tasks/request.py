@@ -122,6 +122,10 @@ class Request(CeleryRequest):
 
     def _end(self) -> None:
         """Tell the gate, once."""
+        # Celery has just forgotten whatever has this id, and what the task has replaced itself by may be here already.
+        for other in list(state.reserved_requests):
+            if other.id == self.id and other is not self:
+                state.requests[other.id] = other
         on_end, self.on_end = self.on_end, None
         used = along.collect_used(self.id)
         if on_end is not None:

@@ -13,7 +13,7 @@ from celery.canvas import Signature
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from agentlink.broker import dead_letters, fanout, sweep_step
+from agentlink.broker import chords, dead_letters, fanout, sweep_step
 from agentlink.broker.calls import ALSO, ONCE
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.results import ResultBackend
@@ -23,7 +23,7 @@ from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
 from tasks.large_arguments import put_away
-from workflows import durations, steering, store
+from workflows import durations, errbacks, joining, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.schedule_definition import timing_from
@@ -111,9 +111,12 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
             facts["agent"] = agent
         if tags:
             facts["tags"] = dumps([checked_name(tag) for tag in tags])
+        root_id, began_in = self._began_in()
         options[ALSO] = [
             *options.pop(ALSO, ()),
-            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), *self._began_in(), **facts),
+            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), root_id, began_in, **facts),
+            *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
+            *store.standing_commands(run_id, headers),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run
@@ -222,6 +225,9 @@ def workflow(
             )
             # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
             within = place if place is not None and parent_id is None else ""
+            if request.errbacks and not within:
+                errbacks.keep(request.id, request.root_id, request.errbacks)
+                request.errbacks = None  # or Celery would link them to the canvas
             replay = getattr(request, REPLAY_HEADER, None) or 0
             client, patiently = self.backend.client, self.backend.patiently
             overrides = patiently(store.read_overrides, client, request.id) if replay else {}
@@ -274,7 +280,10 @@ def _readable(value: Any) -> str:
     return repr(value).encode("utf-8", "backslashreplace").decode()
 
 
+errbacks.install()
+joining.install()
 if store.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders += [store.transition_commands, durations.end_commands]
     dead_letters.resumers.append(steering.resume_for)
     sweep_step.lookups.append(store.which_go_on)
+    chords.lookups.append(store.which_ended)

@@ -50,7 +50,7 @@ local function move_step(facts, run, id, state, record, origins, tree)
     if not origins[old_state] then return false end
     -- What was planned stays known, whoever reports (a step failed because another had, a replacement of itself).
     local step, known = cjson.decode(record), cjson.decode(old_record)
-    for _, name in ipairs({'place', 'name', 'attempt', 'started_at', 'worker'}) do
+    for _, name in ipairs({'place', 'name', 'attempt', 'started_at', 'worker', 'stands_for'}) do
         if step[name] == nil or step[name] == '' then step[name] = known[name] end
     end
     redis.call('HSET', steps, id, state .. ' ' .. cjson.encode(step))
@@ -64,6 +64,25 @@ local function move_step(facts, run, id, state, record, origins, tree)
         end
     end
     return true
+end
+
+-- End a step that has replaced itself by others, and waits for the last of them.
+local function end_replaced(facts, run, id, state, tree)
+    local record = redis.call('HGET', run .. ':steps', id) or ''
+    if string.match(record, '^RUNNING ') then
+        local step = {ended_at = tonumber(facts.now), error = cjson.decode(facts.failure).error}
+        move_step(facts, run, id, state, cjson.encode(step), {RUNNING = true}, tree)
+        leave_result(facts, id, state == 'CANCELLED' and facts.revoked or facts.failed)
+    end
+end
+
+-- The same of the step that `id` is a part of what came in the place of, and of whatever that stands for in turn.
+local function end_stood_for(facts, run, id, state, tree)
+    while id and id ~= '' do
+        end_replaced(facts, run, id, state, tree)
+        local step = string.match(redis.call('HGET', run .. ':steps', id) or '', '^%u+ (.*)$')
+        id = step and cjson.decode(step).stands_for
+    end
 end
 
 -- The steps of a run that has ended badly which have not begun will not: their messages are refused when they come.
@@ -122,10 +141,18 @@ function end_run(facts, run, state)
         redis.call('EXPIRE', tree, facts.keep_s)
     end
     if state ~= 'SUCCEEDED' then
+        -- Its last step has its id, and may have replaced itself by one that has not begun.
+        end_replaced(facts, run, id, state, tree)
         redis.call('HSETNX', run, 'failure', facts.failure)
         -- Whoever waits for the run gets the step's own error, also where Celery tells the last step nothing.
         leave_result(facts, id, state == 'CANCELLED' and facts.revoked or facts.failed)
         withdraw_steps(facts, run)
+        local errbacks = redis.call('HGET', run, 'errbacks')
+        if errbacks then
+            local outgoing = cjson.decode(errbacks)
+            redis.call('LPUSH', outgoing.key, outgoing.message)
+            redis.call('PUBLISH', outgoing.wake, '')
+        end
         if state == 'CANCELLED' then
             redis.call('ZREMRANGEBYSCORE', CANCELLED_RUNS, '-inf', facts.now - facts.keep_cancelled_s)
             redis.call('ZADD', CANCELLED_RUNS, facts.now, id)
@@ -141,6 +168,7 @@ function end_run(facts, run, state)
     if parent and parent ~= '' then
         local outer, from = facts.runs .. parent, {WAITING = true, RUNNING = true, RETRYING = true}
         if move_step(facts, outer, id, state, '{"ended_at": ' .. facts.now .. '}', from, tree) and state ~= 'SUCCEEDED' then
+            end_stood_for(facts, outer, redis.call('HGET', run, 'stands_for'), state, tree)
             fail(facts, outer, state)
         end
     end

@@ -56,12 +56,11 @@ def plan(
         CanvasUnusable: there is no step in it that could answer for the run, or one whose arguments don't fit.
         FanOutExceeded: a workflow in it would be too deep.
     """
-    canvas = _with_one_last_step(_own(canvas, app), app)
+    canvas, leaves, last = own_steps(canvas, app)
     check_steps(canvas, app)
-    last = _last(canvas)
     steps = []
-    for leaf, numbers in _leaves(canvas, ()):
-        place = ".".join([*([within] if within else []), *map(str, numbers or (0,))])
+    for leaf, place_below in leaves:
+        place = f"{within}.{place_below}" if within else place_below
         step_id = run_id if leaf is last else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/{place}"))
         if leaf is last:
             leaf.set(ignore_result=False)  # or nobody who waits for the run would hear of its end
@@ -109,6 +108,29 @@ def replacement(canvas: Signature, step_id: str, app: Celery) -> Signature:
     return canvas
 
 
+def own_steps(canvas: Signature, app: Celery) -> tuple[Signature, list[tuple[Signature, str]], Signature]:
+    """A copy of a canvas whose tasks may be told apart, those with their places, and the one that answers for all.
+
+    Raises:
+        CanvasUnusable: there is none that could.
+    """
+    canvas = _in_a_row(_with_one_last_step(_own(canvas, app), app), app)
+    leaves = [(leaf, ".".join(map(str, numbers or (0,)))) for leaf, numbers in _leaves(canvas, ())]
+    return canvas, leaves, _last(canvas)
+
+
+def _in_a_row(canvas: Signature, app: Celery) -> Signature:
+    """A chain whose chords follow each other: by `|` Celery puts all that comes after a chord into the chord's body.
+
+    It does this too, but only after it has given ids to what is nested, in time that grows with the cube of its depth.
+    """
+    if isinstance(canvas, _chord) and isinstance(canvas.body, _chain):
+        canvas = _chain(canvas, app=app)
+    if isinstance(canvas, _chain):
+        canvas._unroll_chords(app)
+    return canvas
+
+
 def _own(node: Signature, app: Celery) -> Signature:
     """A copy in which no signature stands twice: each place is a step of its own. Generators are walked here, once."""
     node = maybe_signature(node, app=app)
@@ -116,14 +138,27 @@ def _own(node: Signature, app: Celery) -> Signature:
         node = node.group()
     copy = node.clone()
     if isinstance(node, _chord):
-        header = node.tasks.tasks if isinstance(node.tasks, group) else node.tasks
-        copy.tasks = [_own(task, app) for task in header]
+        header = node.tasks if isinstance(node.tasks, group) else group(node.tasks, app=app)
+        copy.tasks = list(_members(header, app))
         copy.body = _own(node.body, app)
-    elif isinstance(node, (_chain, group)):
+    elif isinstance(node, group):
+        # Celery makes one group of several too, and turns round those inside: their results would come in that order.
+        copy.tasks = list(_members(node, app))
+    elif isinstance(node, _chain):
         copy.tasks = [_own(task, app) for task in node.tasks]
-        if isinstance(node, _chain) and not copy.tasks:
+        if not copy.tasks:
             raise CanvasUnusable("an empty chain has no step that could answer for the run")
     return copy
+
+
+def _members(node: Signature, app: Celery) -> Iterator[Signature]:
+    """A group's, and those of the groups in it, in their order."""
+    for task in node.tasks:
+        own = _own(task, app)
+        if isinstance(own, group):
+            yield from own.tasks
+        else:
+            yield own
 
 
 def _with_one_last_step(node: Signature, app: Celery) -> Signature:

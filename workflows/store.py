@@ -51,6 +51,10 @@ PLACE_HEADER = "agentlink_place"
 REPLAY_HEADER = "agentlink_replay"
 #: That of a step whose failure does not end its run.
 TOLERATED_HEADER = "agentlink_tolerated"
+#: The one that tells the id of the step that has replaced itself by a canvas, to the tasks of that.
+STANDS_FOR_HEADER = "agentlink_stands_for"
+#: The field of a run with the message that goes out should it fail: see `workflows.errbacks`.
+ERRBACKS_FIELD = "errbacks"
 
 
 def script(name: str) -> str:
@@ -114,6 +118,8 @@ class StepRecord:
     attempt: int = 0
     #: How many tasks have replaced themselves, one by the next, until it came to this one.
     replacements: int = 0
+    #: The step that has replaced itself by a canvas of which this one is a part: it fails with it.
+    stands_for: str | None = None
     worker: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -192,6 +198,12 @@ def creation_commands(
     ]
 
 
+def standing_commands(run_id: str, headers: Mapping[str, Any]) -> list[Command]:
+    """What records of a new run that it is a part of what a step has replaced itself by; see `STANDS_FOR_HEADER`."""
+    stands_for = headers.get(STANDS_FOR_HEADER)
+    return [["HSETNX", run_key(run_id), "stands_for", stands_for]] if stands_for else []
+
+
 def record_plan(
     client: redis.Redis,
     run_id: str,
@@ -261,8 +273,9 @@ def transition_commands(
     failure = _failure(task_id, name, step, result, traceback) if ended_badly else None
     facts = ending_facts(now, failure, _parts_of_result(celery_state, result, traceback) if ended_badly else None)
     if celery_state == "STARTED":
+        stands_for = getattr(request, STANDS_FOR_HEADER, None) or ""
         keys, asked = (run_key(run_id), run_key(task_id)), ending_facts(now, None, None)
-        yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked]
+        yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked, stands_for]
     tolerated = celery_state == "FAILURE" and bool(getattr(request, TOLERATED_HEADER, None))
     yield [
         "EVAL",
@@ -382,6 +395,13 @@ def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
     }
 
 
+def which_ended(client: redis.Redis, run_id: str, step_ids: Sequence[str]) -> set[str]:
+    """Of these steps of a run, those that have ended."""
+    records = client.hmget(steps_key(run_id), list(step_ids))
+    states = {step: as_text(record).partition(" ")[0] for step, record in zip(step_ids, records, strict=True) if record}
+    return {step for step, state in states.items() if state in TERMINAL_STEP_STATES}
+
+
 def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:
     """A run's steps in the order of their places in its canvas."""
     steps = [_decode_step(as_text(key), as_text(value)) for key, value in client.hgetall(steps_key(run_id)).items()]
@@ -450,6 +470,7 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         state=state,
         attempt=1 + (getattr(request, "retries", 0) or 0) + (getattr(request, DELIVERIES_HEADER, 0) or 0),
         replacements=getattr(request, "replaced_task_nesting", 0) or 0,
+        stands_for=getattr(request, STANDS_FOR_HEADER, None),
         worker=getattr(request, "hostname", None),
         started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,

@@ -27,6 +27,7 @@ if ARGV[9] ~= '' and ARGV[9] ~= ARGV[1] and came_before(ARGV[9]) then
 end
 
 if ARGV[1] ~= '' and move_step(facts, KEYS[1], ARGV[1], ARGV[2], ARGV[3], origins, KEYS[3]) and ARGV[8] ~= '' then
+    end_stood_for(facts, KEYS[1], ARGV[1], ARGV[2], KEYS[3])
     fail(facts, KEYS[1], ARGV[8])
 end
 

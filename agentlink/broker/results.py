@@ -3,8 +3,8 @@
 A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
 sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
 stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
-`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, and what `set_chord_size` writes; of
-`SentinelBackend` `_get_pool`.
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, `_call_task_errbacks`,
+`_chord_cleanup_script`, and what `set_chord_size` writes; of `SentinelBackend` `_get_pool`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib import resources
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -24,7 +24,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, ResultSet
 from redis.commands.core import Script
 
-from agentlink.broker import fanout
+from agentlink.broker import chords, fanout
 from agentlink.broker.along import HEADER, Stored, leave
 from agentlink.broker.arguments import let_go_commands
 from agentlink.broker.calls import Command, current_bundle
@@ -59,6 +59,8 @@ class ResultBackend(WholeExceptions, LargeResults):
     """The result backend of every AgentLink process."""
 
     recorders: ClassVar[list[Recorder]] = [let_go_commands]
+    #: Tell of a request whether what is linked to it for its failure is called by somebody else.
+    errback_keepers: ClassVar[list[Callable[[Any], bool]]] = []
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing yet: `get()` does when somebody waits.
@@ -118,6 +120,10 @@ class ResultBackend(WholeExceptions, LargeResults):
         if not store_result:
             self._record_only(task_id, "REVOKED", self.prepare_exception(TaskRevokedError(reason)), None, request)
         super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, **kwargs)
+
+    def _call_task_errbacks(self, request: Any, exc: BaseException | None, traceback: str | None) -> None:
+        if not any(are_kept(request) for are_kept in self.errback_keepers):
+            super()._call_task_errbacks(request, exc, traceback)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any
@@ -187,6 +193,19 @@ class ResultBackend(WholeExceptions, LargeResults):
         size = ["SET", self.get_key_for_group(group_id, ".s").decode(), chord_size]
         expires = ["EX", self.chord_expires] if self.chord_expires else []
         bundle.also += [["DEL", self.get_key_for_group(group_id, ".c").decode()], size + expires]
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Remember a chord that is about to be sent: a run's, should its counters get lost."""
+        super().apply_chord(header_result_args, body, **kwargs)
+        if run_id := chords.run_of(body):
+            group_id, results = header_result_args
+            members = list(chords.flat_ids(results))
+            self.patiently(self._run_all, chords.recording_commands(group_id, members, body, run_id))
+
+    @cached_property
+    def _chord_cleanup_script(self) -> Script:
+        script: Script = self.client.register_script(chords.CLEANUP_LUA)
+        return script
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> None:
         """Count a member of a chord, and send the chord's body after the last; see `complete_chord`."""

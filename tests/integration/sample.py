@@ -51,6 +51,12 @@ def append_line(path: str, text: str) -> None:
 
 
 @task
+def note(path: str) -> None:
+    """One line more."""
+    append_line.run(path, note.request.id)
+
+
+@task
 def wait_for_file(path: str, timeout_s: float = 30, hold_bytes: int = 0, started: str | None = None) -> int:
     """Hold memory, say so by making the file `started`, and go on until the file `path` is there."""
     held = bytearray(b"x") * hold_bytes
@@ -158,16 +164,6 @@ def eightfold(number: int) -> Any:
 @task
 def twice(number: int) -> int:
     return 2 * number
-
-
-@workflow
-def shaped(shape: str) -> Any:
-    """A canvas of tests/integration/test_canvases.py, by its name."""
-    from tests.integration.test_canvases import CANVASES, FAILING
-
-    if shape == "empty chain":
-        return chain()
-    return CANVASES[shape][0]() if shape in CANVASES else FAILING[shape]()
 
 
 @workflow

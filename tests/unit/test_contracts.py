@@ -12,7 +12,8 @@ from billiard import pool as billiard_pool
 from celery import Task, _state
 from celery import result as celery_result
 from celery.app import trace
-from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.backends.redis import CHORD_CLEANUP_LUA, RedisBackend, SentinelBackend
+from celery.canvas import _chain
 from celery.concurrency import asynpool, prefork, solo, thread
 from celery.concurrency import base as pools
 from celery.utils import timer2
@@ -72,6 +73,7 @@ def test_kombu_looks_transports_up_by_name_and_finds_ours() -> None:
             "mark_as_failure",
             ["self", "task_id", "exc", "traceback", "request", "store_result", "call_errbacks", "state"],
         ),
+        ("_call_task_errbacks", ["self", "request", "exc", "traceback"]),
         ("on_task_call", ["self", "producer", "task_id"]),
     ],
 )
@@ -109,6 +111,17 @@ def test_a_pools_connections_to_a_master_are_made_by_connect() -> None:
     connect = inspect.getsource(SentinelManagedConnection._connect_retry)
     assert "self.connect_to(self.connection_pool.get_master_address())" in connect
     assert "return  # already connected" in connect
+
+
+def test_celerys_redis_backend_ends_a_chord_by_a_script_of_its_keys() -> None:
+    assert "keys=[ckey, jkey, tkey, skey, dkey]" in inspect.getsource(RedisBackend.on_chord_part_return)
+    assert CHORD_CLEANUP_LUA.strip().startswith("local ckey = KEYS[1]")
+    assert ResultBackend._chord_cleanup_script is not RedisBackend._chord_cleanup_script
+    assert app.backend.get_key_for_group("g", ".c") == b"celery-taskset-meta-g.c"
+
+
+def test_celerys_chain_puts_nested_chords_in_a_row() -> None:
+    assert list(inspect.signature(_chain._unroll_chords).parameters) == ["self", "app"]
 
 
 def test_celerys_task_sends_what_replaces_it_by_on_replace() -> None:

@@ -21,7 +21,8 @@ CANVASES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "group": (lambda: group(add.s(1, 1), add.s(2, 2)), ["0", "1", "2"]),
     "chord": (lambda: chord([add.s(1, 1), add.s(2, 2)], total.s()), ["0", "1", "2"]),
     "generator": (lambda: chord((add.s(n, n) for n in range(3)), total.s()), ["0", "1", "2", "3"]),
-    "chord then task": (lambda: chord([add.s(1, 1)] * 2, total.s()) | add.s(1), ["0", "1", "2.0", "2.1"]),
+    "chord then task": (lambda: chord([add.s(1, 1)] * 2, total.s()) | add.s(1), ["0.0", "0.1", "0.2", "1"]),
+    "group in a group": (lambda: group(add.s(1, 1), group(add.s(2, 2), group(add.s(3, 3)))), ["0", "1", "2", "3"]),
     "chain that ends in a group": (
         lambda: chain(add.s(1, 1), group(add.s(1), add.s(2))),
         ["0", "1.0", "1.1", "1.2"],

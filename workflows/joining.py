@@ -1,0 +1,48 @@
+"""What a step has replaced itself by joins its run.
+
+Its steps are found among the run's, a run among them is one of its steps, and their ids are the same each time: a step
+whose process dies as it has just sent them on sends them on again, and those that have run by then do not run twice.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from celery.canvas import Signature
+
+from agentlink.broker.cancelled import RUN_HEADER
+from tasks.app import app
+from tasks.base import BaseTask
+from workflows.plan import own_steps
+from workflows.store import PLACE_HEADER, STANDS_FOR_HEADER
+
+
+def joined(request: Any, canvas: Signature) -> Signature:
+    """A canvas, ready to replace the task whose request this is."""
+    if getattr(app.tasks.get(request.task), "builds_canvas", False):
+        return canvas  # it has been planned
+    run_id, nesting = getattr(request, RUN_HEADER, None), getattr(request, "replaced_task_nesting", None) or 0
+    canvas, steps, last = own_steps(canvas, app)
+    for leaf, place in steps:
+        if leaf is not last and not leaf.options.get("task_id"):
+            # Of what it does, too: an attempt may come to other conclusions than the one before it.
+            does = json.dumps([leaf.task, leaf.args, leaf.kwargs], default=repr)
+            leaf.set(task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id}/{nesting}/{place}/{does}")))
+        if run_id is None:
+            continue
+        headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
+        if leaf is not last:
+            headers |= {STANDS_FOR_HEADER: request.id}
+        # A run in the step's place ends it. Any other task there is that step itself: its place is known.
+        if leaf is last and getattr(app.tasks.get(leaf.task), "builds_canvas", False):
+            headers |= {PLACE_HEADER: getattr(request, PLACE_HEADER, None) or ""}
+        leaf.options["headers"] = headers
+    return canvas
+
+
+def install() -> None:
+    """Have every task do so. Doing it twice changes nothing."""
+    if joined not in BaseTask.joiners:
+        BaseTask.joiners.append(joined)

@@ -123,7 +123,7 @@ def running_broker(home: Path) -> Iterator[Settings]:
     os.environ |= {
         "AGENTLINK_HOME": str(home),
         "AGENTLINK_CONFIG": str(home / "none.toml"),
-        "AGENTLINK_IMPORTS": "benchmarks.broker_tasks",
+        "AGENTLINK_IMPORTS": "benchmarks.broker_tasks,benchmarks.workflow_tasks",
         "AGENTLINK_CPU": "100%",  # the default keeps 40 % of the machine free, which stock Celery does not
         "STOCK_URL": f"redis+socket://{home}/broker/socket?virtual_host=1",
         "PYTHONPATH": str(REPOSITORY),

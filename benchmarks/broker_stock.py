@@ -18,3 +18,8 @@ app.conf.update(
 @app.task
 def noop(number: int) -> int:
     return number
+
+
+@app.task
+def count(numbers: list[int]) -> int:
+    return len(numbers)

@@ -20,7 +20,7 @@ from agentlink.broker.fanout import DEPTH_HEADER
 from agentlink.broker.results import ResultBackend
 from tasks.app import app, task
 from workflows.states import RUN_STATE_OF_CELERY, RunState
-from workflows.store import ERRBACKS_FIELD, PLACE_HEADER, run_key
+from workflows.store import ERRBACKS_FIELD, PLACE_HEADER, TELLS_END_HEADER, run_key
 
 _NAME = "workflows.call_errbacks"
 _CALLED = {celery_state for celery_state, state in RUN_STATE_OF_CELERY.items() if state is not RunState.SUCCEEDED}
@@ -75,7 +75,7 @@ def call_errbacks(run_id: str, root_id: str, errbacks: list[dict[str, Any]]) -> 
         # Should this be done twice: what has run does not run again.
         task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/errback/{number}"))
         own = app.signature(errback).set(task_id=task_id, root_id=root_id, parent_id=run_id)
-        own.options["headers"] = (own.options.get("headers") or {}) | {DEPTH_HEADER: 1}
+        own.options["headers"] = (own.options.get("headers") or {}) | {DEPTH_HEADER: 1, TELLS_END_HEADER: True}
         request = Context(id=run_id, root_id=root_id, errbacks=[own], task=_NAME, delivery_info={})
         app.backend._call_task_errbacks(request, error, meta.get("traceback"))
 

@@ -53,6 +53,8 @@ REPLAY_HEADER = "agentlink_replay"
 TOLERATED_HEADER = "agentlink_tolerated"
 #: The one that tells the id of the step that has replaced itself by a canvas, to the tasks of that.
 STANDS_FOR_HEADER = "agentlink_stands_for"
+#: That of a task that is called since its run has ended: it begins all the same.
+TELLS_END_HEADER = "agentlink_tells_end"
 #: The field of a run with the message that goes out should it fail: see `workflows.errbacks`.
 ERRBACKS_FIELD = "errbacks"
 
@@ -272,7 +274,7 @@ def transition_commands(
     ended_badly = celery_state in ("FAILURE", "REVOKED")
     failure = _failure(task_id, name, step, result, traceback) if ended_badly else None
     facts = ending_facts(now, failure, _parts_of_result(celery_state, result, traceback) if ended_badly else None)
-    if celery_state == "STARTED":
+    if celery_state == "STARTED" and not getattr(request, TELLS_END_HEADER, None):
         stands_for = getattr(request, STANDS_FOR_HEADER, None) or ""
         keys, asked = (run_key(run_id), run_key(task_id)), ending_facts(now, None, None)
         yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked, stands_for]

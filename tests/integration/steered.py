@@ -160,3 +160,41 @@ def finishing(ledger: str, path: str) -> Any:
     """One member fails at once; the others go on, with what follows them."""
     waits = chain(lets_be.si(ledger, path, "w"), then.s(ledger, "x"))
     return chain(chord([breaks.si(ledger), waits], joined.s(ledger)), then.s(ledger, "never"))
+
+
+@task
+def one(ledger: str) -> str:
+    line(ledger, "one")
+    return "1"
+
+
+@task
+def two(before: str, ledger: str) -> str:
+    line(ledger, "two")
+    return before + "2"
+
+
+@task
+def three(before: str, ledger: str) -> str:
+    line(ledger, "three")
+    return before + "3"
+
+
+@workflow
+def three_kinds(ledger: str) -> Any:
+    """A step with one that comes next, a member of a chord, and a last one."""
+    chord_ = chord([two.s(ledger), done.si(ledger, "beside")], joined.s(ledger))
+    return chain(one.si(ledger), chord_, three.s(ledger))
+
+
+@workflow
+def long_run(ledger: str, links: int, wide: int, deep: int) -> Any:
+    """Chains in chords in a chain; each step takes some milliseconds, and says when it begins."""
+    header = [chain(*(works.si(ledger) for _ in range(deep))) for _ in range(wide)]
+    return chain(*(chord(header, works.si(ledger)) for _ in range(links)))
+
+
+@task(bind=True)
+def works(self: Any, ledger: str) -> None:
+    line(ledger, self.request.id)
+    time.sleep(0.003)

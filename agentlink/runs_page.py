@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentlink.units import format_duration
+from agentlink.units import format_duration, format_size
 from workflows import store
 from workflows.errors import RunAmbiguous, RunUnknown
 from workflows.states import RunState
@@ -108,12 +108,13 @@ def show(run: RunRecord, steps: list[StepRecord], console: Console) -> None:
         if value is not None:
             console.print(f"{name:<9} {escape(str(value))}", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for title in ("place", "step", "state", "attempt", "took", "worker", "id"):
+    for title in ("place", "step", "state", "attempt", "took", "memory", "worker", "id"):
         table.add_column(title, no_wrap=True)
     for step in steps[:_STEPS_SHOWN]:
         took = format_duration((step.ended_at or time.time()) - step.started_at) if step.started_at else ""
         name = escape(step.name.rsplit(".", 1)[-1])
-        table.add_row(step.place, name, step.state, str(step.attempt or ""), took, step.worker or "", step.id)
+        memory = format_size(step.peak_bytes) if step.peak_bytes is not None else ""
+        table.add_row(step.place, name, step.state, str(step.attempt or ""), took, memory, step.worker or "", step.id)
     console.print(table)
     if len(steps) > _STEPS_SHOWN:
         console.print(f"… and {len(steps) - _STEPS_SHOWN} more; --json has them all")

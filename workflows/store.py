@@ -19,7 +19,7 @@ from typing import Any
 import redis
 from kombu.utils.json import loads
 
-from agentlink.broker import fanout
+from agentlink.broker import along, fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Command
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
@@ -126,6 +126,10 @@ class StepRecord:
     started_at: float | None = None
     ended_at: float | None = None
     error: str | None = None
+    #: What its last attempt took: memory beyond what its process had before, and CPU time. Not every run of a task that
+    #: is known to be short is measured.
+    peak_bytes: int | None = None
+    cpu_s: float | None = None
     #: What it has last told of its own progress, from 0 to 1, and with it: only where `WorkflowRun.steps()` is asked.
     progress: float | None = None
     message: str | None = None
@@ -465,6 +469,7 @@ def _origins(table: Mapping[Any, frozenset[Any]], state: RunState | StepState | 
 
 
 def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: float) -> StepRecord:
+    used = along.used_so_far() if state in TERMINAL_STEP_STATES else None
     return StepRecord(
         id=task_id,
         name=getattr(request, "task", None) or getattr(request, "name", None) or "",
@@ -477,6 +482,8 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
         started_at=now if state is StepState.RUNNING else None,
         ended_at=now if state in TERMINAL_STEP_STATES else None,
         error=_error_text(result) if state in (StepState.FAILED, StepState.RETRYING) else None,
+        peak_bytes=used.peak_bytes if used else None,
+        cpu_s=round(used.cpu_s, 3) if used else None,
     )
 
 

@@ -56,11 +56,12 @@ class _Left(NamedTuple):
 
 
 class _Outgoing:
-    """In a pool process: whether a task is being run that may leave its result here, that result, and what was told."""
+    """In a pool process: whether a task runs that may leave its result here, that, what was told, and its meter."""
 
     open = False
     result: Stored | None = None
     told_bytes = 0
+    meter: caps.Meter | None = None
 
 
 _results: dict[str, Stored] = {}
@@ -83,6 +84,11 @@ def collect_result(task_id: str) -> Stored | None:
 def collect_used(task_id: str) -> Used | None:
     """In the main process: what a task has taken, if that was measured, once."""
     return _used.pop(task_id, None)
+
+
+def used_so_far() -> Used | None:
+    """What the task that this process runs has taken by now; None where that is not measured, or none runs."""
+    return _Outgoing.meter.stop() if _Outgoing.meter is not None else None
 
 
 def install(app: Celery) -> None:
@@ -119,13 +125,13 @@ def traced(task: str, task_id: str, request: dict[str, Any], *args: Any, **kwarg
     if time.monotonic() > request.get(BEGIN_BY_HEADER, math.inf):
         return False, NotBegun(), 0.0
     meter = caps.Meter() if request.get(MEASURE_HEADER) else None
-    _Outgoing.open, _Outgoing.result = True, None
+    _Outgoing.open, _Outgoing.result, _Outgoing.meter = True, None, meter
     if meter:
         meter.start()
     try:
         answer = fast_trace_task(task, task_id, request, *args, **kwargs)
     finally:
-        _Outgoing.open = False
+        _Outgoing.open, _Outgoing.meter = False, None
     if answer[0]:
         _let_go_of_frames(answer[1])
     used = meter.stop() if meter else None

@@ -252,3 +252,14 @@ def built_when_there(path: str) -> Any:
     """Builds its canvas when a file is there; its chord counts members that wait for another."""
     wait_for_file(path, started=f"{path}-started")
     return chord([wait_for_file.si(f"{path}-{number}") for number in range(2)], total.s())
+
+
+@task
+def take(size_bytes: int) -> int:
+    """Take memory, for a moment."""
+    return len(bytearray(b"x") * size_bytes)
+
+
+@workflow
+def taking(size_bytes: int) -> Any:
+    return chain(take.si(size_bytes))

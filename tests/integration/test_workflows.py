@@ -42,6 +42,13 @@ class TestOneRun:
         assert {step.attempt for step in steps} == {1}
         assert steps[-1].id == run.id
 
+    def test_a_step_tells_what_it_took(self) -> None:
+        run = sample.taking.delay(50_000_000)
+        run.get(timeout=20)
+        (step,) = run.steps()
+        assert 45_000_000 < (step.peak_bytes or 0) < 200_000_000
+        assert (step.cpu_s or 0.0) > 0
+
     def test_a_group_answers_with_the_list_of_its_results(self) -> None:
         run = sample.parallel.delay(3)
         assert run.get(timeout=20) == [0, 2, 4]

@@ -97,6 +97,17 @@ local function withdraw_steps(facts, run)
     end
 end
 
+-- What waits for a signal or a time is asked for no more: its message goes from where it was put aside.
+local function forget_waits(facts, run)
+    local parked = redis.call('HVALS', run .. ':parked')
+    for _, value in ipairs(parked) do
+        local at = string.find(value, '\0', 1, true)
+        redis.call('ZREM', string.sub(value, 1, at - 1), string.sub(value, at + 1))
+    end
+    for _, part in ipairs({':parked', ':waits', ':line'}) do redis.call('DEL', run .. part) end
+    redis.call('ZREM', 'agentlink:waiting', string.sub(run, #facts.runs + 1))
+end
+
 local end_run
 
 -- The runs that a run's steps are, and where it was cancelled those that its steps have started, end with it.
@@ -146,6 +157,7 @@ function end_run(facts, run, state)
         redis.call('HSETNX', run, 'failure', facts.failure)
         -- Whoever waits for the run gets the step's own error, also where Celery tells the last step nothing.
         leave_result(facts, id, state == 'CANCELLED' and facts.revoked or facts.failed)
+        forget_waits(facts, run)
         withdraw_steps(facts, run)
         local errbacks = redis.call('HGET', run, 'errbacks')
         if errbacks then

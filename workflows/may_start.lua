@@ -12,10 +12,11 @@ local facts, steps = cjson.decode(ARGV[3]), KEYS[1] .. ':steps'
 local state, record = parsed(ARGV[1] ~= '' and redis.call('HGET', steps, ARGV[1]) or nil)
 if state == 'CANCELLED' then return 'withdrawn' end
 local run_state = redis.call('HGET', KEYS[1], 'state')
-local too_late = run_state == 'FAILED' and ARGV[4] ~= '' and state == 'WAITING'
+local planned = state == 'WAITING' and (cjson.decode(record).place or '') ~= ''
+local too_late = run_state == 'FAILED' and (planned or (ARGV[4] ~= '' and state == 'WAITING'))
 if run_state == 'CANCELLED' or too_late or ended_badly(KEYS[2]) then
     end_stood_for(facts, KEYS[1], ARGV[4], 'CANCELLED')
-    if state == 'RUNNING' then -- with a worker that has died
+    if state == 'RUNNING' or planned then -- with a worker that has died, or put aside after its run had ended
         redis.call('HSET', steps, ARGV[1], 'CANCELLED ' .. record)
     end
     if ARGV[1] ~= '' then leave_result(facts, ARGV[1], facts.revoked) end

@@ -116,6 +116,8 @@ def resume_for(client: redis.Redis, letter: DeadLetter) -> bool:
         run_id = store.as_text(parent)
     if seen:
         resume(client, run_id)
+    else:
+        client.delete(app.backend.get_key_for_task(letter.id))  # it has not ended
     return seen
 
 

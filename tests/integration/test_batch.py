@@ -20,7 +20,6 @@ from tests.waiting import wait_until
 from workflows import RunState, StepState, WorkflowRun, batch
 from workflows.batch import JobFailed, JobsFailed
 from workflows.batch_plan import BatchInvalid
-from workflows.store import run_key
 
 ANSWER_S = 30
 # Says that it has begun, and ends when there is a file `go-…`.
@@ -150,7 +149,7 @@ def test_a_job_that_fails_fails_the_run_at_once_and_nothing_more_starts(system: 
     wait_until(lambda: system.in_flight() == 0, what="the end of good", timeout_s=ANSWER_S)
     states = [step.state for step in run.steps()]
     assert states[0] is StepState.FAILED
-    assert states[2:4] == [StepState.WAITING, StepState.WAITING]
+    assert states[2:4] == [StepState.CANCELLED, StepState.CANCELLED]
     assert begun(folder) <= {"good"}
 
 
@@ -304,16 +303,7 @@ def test_a_run_that_is_started_anew_repeats_no_job_that_has_succeeded(system: Sy
     with pytest.raises(JobFailed):
         run.get(timeout=ANSWER_S)
     (folder / "luck").touch()
-    again = start_anew(system, run)
+    again = run.resume()
     assert [one["attempts"] for one in again.get(timeout=ANSWER_S)["jobs"]] == [1, 1, 1]
     assert (folder / "ledger").read_text() == "done\nafter\n"
     assert again.progress.state is RunState.SUCCEEDED
-
-
-def start_anew(system: System, run: WorkflowRun) -> WorkflowRun:
-    """The call once more, under the same run id, as if the run had never failed."""
-    key = run_key(run.id)
-    system.client.hset(key, "state", RunState.QUEUED)
-    system.client.hdel(key, "failure", "ended_at")
-    system.client.delete(f"celery-task-meta-{run.id}")
-    return batch.apply_async(("jobs.toml",), task_id=run.id)

@@ -49,5 +49,5 @@ def test_a_wrong_file_starts_nothing_and_a_failed_job_is_named(home: OwnHome) ->
     (home.folder / "bad.toml").write_text("[jobs.a]\ncommand = 'echo no luck >&2; exit 3'\n")
     answer = home.agentlink("run", "batch", "bad.toml")
     assert answer.returncode == 1
-    assert "FAILED: workflows.batch.job: JobFailed: a, " in answer.stdout
+    assert "FAILED: workflows.batch.job: JobFailed: a: " in answer.stdout
     assert "ended with exit status 3, saying 'no luck' (attempt 1); what it said is in " in answer.stdout

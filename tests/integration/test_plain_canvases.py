@@ -127,6 +127,8 @@ def test_all_after_a_failed_task_of_a_chain_have_failed(plain: System) -> None:
     last = chain(add.si(1, 1), fail.si("no good"), add.si(1, 1), add.si(1, 1)).apply_async()
     with pytest.raises(ValueError, match="no good"):
         last.get(timeout=20)
+    # Celery fails what comes after it from the last to the first.
+    wait_until(last.parent.ready, what="the failure of the one before the last")
     assert (last.state, last.parent.state) == ("FAILURE", "FAILURE")
     assert (last.parent.parent.state, last.parent.parent.parent.state) == ("FAILURE", "SUCCESS")
 

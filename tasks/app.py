@@ -21,8 +21,10 @@ from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
 from resource_guard import celery_step as guard_step
 from tasks import soft_signal
-from tasks.base import App, BaseTask, P, R, task_options
+from tasks.base import BaseTask, P, R
+from tasks.celery_app import App
 from tasks.limits import Key, limits_of
+from tasks.options import task_options
 
 
 def _settings() -> Settings:

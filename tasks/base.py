@@ -1,57 +1,36 @@
-"""The base of every task: what it may declare, and how a call reaches the broker or fails in time."""
+"""The base of every task: what it may declare, and how its body is run once."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import inspect
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Generic
 
-import redis
-from celery import Celery, Task
+from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.result import AsyncResult
-from kombu.exceptions import LimitExceeded, OperationalError
 from typing_extensions import ParamSpec, TypeVar  # those of 3.11 have no defaults
 
 from agentlink.broker import fanout
 from agentlink.broker.arguments import ARGUMENTS_HEADER
-from agentlink.broker.calls import DELIVERIES_HEADER, Call, current_bundle, deadline, together
+from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.cancelled import was_cancelled
-from agentlink.broker.errors import BrokerStartError, BrokerUnavailable, reason_of
-from agentlink.broker.limits import LIMIT
-from agentlink.broker.results import PATIENCE_S
-from agentlink.broker.server import ensure_running
 from agentlink.broker.stored import passed_on
-from agentlink.broker.transport import register
-from agentlink.settings import load
-from agentlink.units import parse_size
 from resource_guard.caps import capped
 from resource_guard.gate import CAP_HEADER
 from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
-from tasks.large_arguments import body_has_ended, put_away
+from tasks.large_arguments import body_has_ended
 from tasks.limits import Limits
-from tasks.retries import retry_options
 from tasks.telling import Telling, tell_so_far, told_at_the_end
 
 logger = logging.getLogger(__name__)
-
-# While the broker is away (restarting, say), a call tries again this often until its deadline.
-_PUBLISH_RETRY = {"max_retries": 1000, "interval_start": 0.05, "interval_step": 0.05, "interval_max": 0.5}
-
-# A task that has to send on what comes next tries to reach it this often.
-_TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 5.0}
-# Of a hard time limit given alone, the share after which the task is asked to end by itself.
-_SOFT_FRACTION = 0.9
 
 
 #: The parameters of a task's function, and what it returns.
@@ -248,169 +227,3 @@ class BaseTask(Telling, Task, Generic[P, R]):
         if request.chord:
             self.backend.complete_chord(request, meta["status"], passed_on(meta))
         raise Ignore
-
-
-class App(Celery):
-    """A Celery app whose calls are accepted within the publish timeout or raise `BrokerUnavailable`."""
-
-    control_cls = "tasks.control:Control"
-    _broker_seen = False
-
-    def __init__(self, main: str, **kwargs: Any) -> None:
-        register()
-        super().__init__(main, task_cls=BaseTask, **kwargs)
-
-    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Send a task by name; `Task.delay` and `apply_async` come through here too.
-
-        `memory="1GB"` and `cpu=2`, among the options of a call or set on a signature, hold for this call in place of
-        what its task declares.
-
-        Raises:
-            ValueError: one of these makes no sense; it says what would.
-            BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
-            FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
-            ValueError: the task is limited, and the key can't be made of the arguments.
-            ArgumentNotStored: the same; an argument is too large for a message, and there is no room for its file.
-        """
-        _fit_soft_limit(options)
-        _declare(options)
-        if (sender := self.current_worker_task) is not None:
-            fanout.count(sender.request, options)
-        else:
-            fanout.count_call(options)
-        if (limits := getattr(self.tasks.get(name), "limits", None)) is not None:
-            options[LIMIT] = limits.of_call(name, args or (), kwargs or {})
-        args, kwargs = put_away(self, name, args, kwargs, options)
-        options["retry_policy"] = _PUBLISH_RETRY | (options.get("retry_policy") or {})
-        with self.producer_or_acquire(options.pop("producer", None)) as producer:
-            return super().send_task(name, args, kwargs, *more, producer=producer, **options)
-
-    def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
-        """Celery's, for everything it publishes at once: one call, or all of a group.
-
-        What is published inside reaches the broker together, within the publish timeout or not at all.
-        """
-        # Canvases in each other share the outermost's: were each level to take another, ten levels, or as many threads
-        # with two, would have all of a process's producers, and wait for one more.
-        bundle = current_bundle.get()
-        producer = producer or (bundle and bundle.producer)
-        return contextlib.nullcontext(producer) if producer is not None else self._publishing()
-
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[Any]:
-        settings = load()
-        # A task that can't pass its work on is in no hurry; it waits for the broker as long as that takes.
-        in_task = self.current_worker_task is not None
-        # One half to reach a broker, the other (the socket's timeout) for its answer.
-        half_s = settings.publish_timeout_s / 2
-        try:
-            with deadline(PATIENCE_S if in_task else half_s, from_outside=not in_task) as call:
-                self.need_broker(half_s)
-                with (
-                    self.producer_pool.acquire(block=True, timeout=_left_s(call)) as producer,
-                    _declaring_once(producer),
-                    together(producer),
-                ):
-                    if in_task:
-                        # Or kombu would connect where it publishes, and give up after the time that others have.
-                        producer.connection.ensure_connection(
-                            _log_not_reached, timeout=_left_s(call), **_TASK_RECONNECT
-                        )
-                    yield producer
-        except BrokerUnavailable:
-            raise
-        except (OperationalError, LimitExceeded, redis.RedisError, OSError, BrokerStartError) as error:
-            raise BrokerUnavailable(settings.shown_url, _reason(error)) from error
-
-    def need_broker(self, timeout_s: float | None = None) -> None:
-        """Start the embedded broker if this process is the first to need it.
-
-        Once a process: a broker that goes away later is not brought back from here, its calls fail in time.
-
-        Raises:
-            BrokerStartError: with the reason and what to do about it.
-        """
-        if not self._broker_seen and load().embedded:
-            ensure_running(load(), timeout_s)
-        self._broker_seen = True
-
-
-@contextlib.contextmanager
-def _declaring_once(producer: Any) -> Iterator[None]:
-    """Inside, each queue is declared once on a channel.
-
-    kombu 5.7 remembers that too, but copies the queue to ask: a sixth of the time that a large group took.
-    """
-    declare, declared = producer.maybe_declare, set()
-
-    def maybe_declare(queue: Any, *args: Any, **kwargs: Any) -> bool:
-        if (queue.name, id(producer.channel)) in declared:
-            return False
-        is_new: bool = declare(queue, *args, **kwargs)
-        declared.add((queue.name, id(producer.channel)))  # the channel may be another one by now
-        return is_new
-
-    producer.maybe_declare = maybe_declare
-    try:
-        yield
-    finally:
-        del producer.maybe_declare
-
-
-def _left_s(call: Call) -> float:
-    return max(0.0, call.ends_at - time.monotonic())
-
-
-def _log_not_reached(error: Exception, pause_s: float) -> None:
-    logger.warning("the broker is not reached: %s; trying again in %.1f s", error, pause_s)
-
-
-def _reason(error: Exception) -> str:
-    return "all of this process's connections were busy" if isinstance(error, LimitExceeded) else reason_of(error)
-
-
-def _fit_soft_limit(options: dict[str, Any]) -> None:
-    """Lower a soft time limit that a hard one leaves no room for.
-
-    billiard starts the clock of the hard limit when the soft one fires: with the default soft limit of an hour, a hard
-    one of two seconds would never come.
-    """
-    hard_s, soft_s = options.get("time_limit"), options.get("soft_time_limit") or load().soft_time_limit_s
-    if hard_s and soft_s >= hard_s:
-        options["soft_time_limit"] = hard_s * _SOFT_FRACTION
-
-
-def _declare(options: dict[str, Any]) -> None:
-    """Have what one call declares travel in its message's headers."""
-    needs = _needs(options.pop("memory", None), options.pop("cpu", None))
-    if needs != (None, None):
-        options["headers"] = (options.get("headers") or {}) | {DECLARED_HEADER: list(needs)}
-
-
-def _needs(memory: str | int | None, cpu: float | None) -> tuple[int | None, float | None]:
-    if cpu is not None and cpu <= 0:
-        raise ValueError(f"want a number of cores above 0, got cpu={cpu!r}")
-    return None if memory is None else parse_size(memory), None if cpu is None else float(cpu)
-
-
-def task_options(
-    memory: str | int | None, cpu: float | None, retry: dict[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Celery's task options with what `@task` takes in people's words; `retry` is for `retry_options`.
-
-    Raises:
-        ValueError: what was given and what would be right.
-    """
-    _fit_soft_limit(options)
-    if "autoretry_for" in options:  # all of it in Celery's words, then
-        options |= {name: value for name, value in retry.items() if value is not None}
-        if "retry_for" in options:
-            raise ValueError("want retry_for or Celery's autoretry_for, not both")
-    else:
-        made = retry_options(**retry)
-        if both := made.keys() & options.keys():
-            raise ValueError(f"want max_attempts and retry_for or Celery's {', '.join(sorted(both))}, not both")
-        options |= made
-    needs = zip(("memory_bytes", "cpu_cores"), _needs(memory, cpu), strict=True)
-    return options | {name: value for name, value in needs if value is not None}

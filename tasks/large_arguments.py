@@ -16,7 +16,7 @@ from resource_guard.errors import StorageError
 from resource_guard.large_values import Reference
 
 if TYPE_CHECKING:
-    from tasks.base import App
+    from tasks.celery_app import App
 
 
 def put_away(app: App, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any]:

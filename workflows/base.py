@@ -23,7 +23,7 @@ from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
 from tasks.large_arguments import put_away
-from workflows import durations, errbacks, joining, steering, store
+from workflows import durations, errbacks, joining, recording, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.schedule_definition import timing_from
@@ -114,9 +114,11 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         root_id, began_in = self._began_in()
         options[ALSO] = [
             *options.pop(ALSO, ()),
-            *store.creation_commands(run_id, self.name, shown, parent_of(run_id, headers), root_id, began_in, **facts),
+            *recording.creation_commands(
+                run_id, self.name, shown, parent_of(run_id, headers), root_id, began_in, **facts
+            ),
             *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
-            *store.standing_commands(run_id, headers),
+            *recording.standing_commands(run_id, headers),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run
@@ -215,7 +217,7 @@ def workflow(
                 return canvas.apply().get(disable_sync_subtasks=False)
             headers = {PLACE_HEADER: place, RUN_HEADER: getattr(request, RUN_HEADER, None)}
             parent_id = parent_of(request.id, headers)
-            created = store.creation_commands(
+            created = recording.creation_commands(
                 request.id,
                 self.name,
                 show_arguments(args, kwargs),
@@ -234,7 +236,7 @@ def workflow(
             planned = plan(
                 canvas, request.id, app, within, fanout.depth_of(request), request.root_id, replay, overrides
             )
-            record = partial(store.record_plan, root_id=request.root_id, within=within, graph=planned.graph)
+            record = partial(recording.record_plan, root_id=request.root_id, within=within, graph=planned.graph)
             patiently(record, client, request.id, created, planned.steps)
             raise self.replace(planned.canvas)
 
@@ -282,8 +284,8 @@ def _readable(value: Any) -> str:
 
 errbacks.install()
 joining.install()
-if store.transition_commands not in ResultBackend.recorders:
-    ResultBackend.recorders += [store.transition_commands, durations.end_commands]
+if recording.transition_commands not in ResultBackend.recorders:
+    ResultBackend.recorders += [recording.transition_commands, durations.end_commands]
     dead_letters.resumers.append(steering.resume_for)
     sweep_step.lookups.append(store.which_go_on)
     chords.lookups.append(store.which_ended)

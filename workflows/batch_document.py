@@ -1,4 +1,4 @@
-"""A file of jobs as values that know their lines: TOML, or YAML where PyYAML is installed.
+"""A file of jobs as values that know their lines: TOML or YAML.
 
 What is wrong with the text is found all at once, like what is wrong with the jobs: each statement of a TOML file is
 read by itself.
@@ -162,12 +162,8 @@ def _at(values: dict[str, Any], path: Names, otherwise: Any = None) -> Any:
 
 
 def read_yaml(text: str) -> Document:
-    """A YAML file.
-
-    Raises:
-        ImportError: PyYAML is not installed.
-    """
-    import yaml  # type: ignore[import-untyped,unused-ignore]  # and it need not be there
+    """A YAML file."""
+    import yaml  # type: ignore[import-untyped]  # few read one
 
     document, loader = Document(), yaml.SafeLoader(text)
     try:
@@ -201,7 +197,6 @@ def read_document(file: Path) -> Document:
 
     Raises:
         OSError, UnicodeDecodeError: it can't be read.
-        ImportError: it is YAML, and PyYAML is not installed.
     """
     text = file.read_text(encoding="utf-8-sig")
     return read_yaml(text) if file.suffix.lower() in (".yaml", ".yml") else read_toml(text)

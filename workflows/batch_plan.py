@@ -68,8 +68,6 @@ def read_plan(file: str) -> dict[str, Any]:
         raise BatchInvalid(file, [error.strerror or str(error)]) from error
     except UnicodeDecodeError as error:
         raise BatchInvalid(file, ["it is no text in UTF-8"]) from error
-    except ImportError as error:
-        raise BatchInvalid(file, ["a YAML file needs PyYAML; TOML needs nothing"]) from error
     jobs = plan_jobs(document)
     if document.problems:
         raise BatchInvalid(file, [str(problem) for problem in sorted(set(document.problems))])

@@ -15,11 +15,12 @@ import redis
 from celery import Celery, bootsteps
 
 from agentlink.errors import AgentLinkError
-from workflows import compensation, steering, store
+from workflows import compensation, ending, steering, store
+from workflows.ending import ENDING, ending_facts
 from workflows.errors import RunUnknown
 from workflows.shape import comes_after
 from workflows.states import TERMINAL_STEP_STATES, RunState, StepState
-from workflows.store import ENDING, ERRANDS_KEY, ending_facts, run_key
+from workflows.store import ERRANDS_KEY, run_key
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) th
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 return 1
 """
-_END = ENDING + store.script("end_failed.lua")
+_END = ENDING + ending.script("end_failed.lua")
 
 
 def install(app: Celery) -> None:
@@ -112,7 +113,7 @@ def _end_when_done(client: redis.Redis, run_id: str, errand: str) -> None:
     if run.state in (RunState.QUEUED, RunState.RUNNING) and _may_go_on(client, run_id):
         client.zadd(ERRANDS_KEY, {errand: time.time() + _LOOK_EVERY_S}, xx=True)
         return
-    facts = ending_facts(time.time(), run.failure, store.failed_result(run.failure or {}))
+    facts = ending_facts(time.time(), run.failure, ending.failed_result(run.failure or {}))
     client.eval(_END, 2, run_key(run_id), ERRANDS_KEY, facts, errand)
 
 

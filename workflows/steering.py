@@ -13,15 +13,16 @@ from agentlink.broker import dead_letters
 from agentlink.broker.calls import ALSO
 from agentlink.broker.dead_letters import DeadLetter
 from tasks.app import app
-from workflows import store
+from workflows import ending, store
+from workflows.ending import ENDING, ending_facts
 from workflows.errors import ResumeRefused, RunNotEnded, RunUnknown, WorkflowError
 from workflows.shape import comes_after
 from workflows.states import RunState
-from workflows.store import ENDING, ERRANDS_KEY, REPLAY_HEADER, RunRecord, StepRecord, ending_facts, run_key
+from workflows.store import ERRANDS_KEY, REPLAY_HEADER, RunRecord, StepRecord, run_key
 
-_CANCEL = ENDING + store.script("cancel.lua")
+_CANCEL = ENDING + ending.script("cancel.lua")
 #: Makes a run that has ended badly ready to be built again.
-RESET = ENDING + store.script("reset.lua")
+RESET = ENDING + ending.script("reset.lua")
 _LOOK_AGAIN_S = 0.1
 _PAGE = 500
 

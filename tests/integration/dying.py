@@ -13,7 +13,8 @@ from typing import Any
 
 from agentlink.broker.results import ResultBackend
 from tasks import base
-from tasks.base import App, BaseTask
+from tasks.base import BaseTask
+from tasks.celery_app import App
 from tasks.request import Request
 
 NOW = Path(os.environ.get("TEST_DIE_NOW", "/nowhere"))

@@ -197,8 +197,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             prepare(file)
 
 
-def test_yaml_is_read_where_it_can_be(tmp_path: Path) -> None:
-    pytest.importorskip("yaml")
+def test_yaml_is_read_too(tmp_path: Path) -> None:
     text = "jobs:\n  a b:\n    command: [ls]\n    env: {N: 1}\n  c:\n    command: make\n    needs: [a b]\n"
     a, c = plan(tmp_path, text, "jobs.yaml")["jobs"]
     assert (a["name"], a["command"], a["env"], c["needs"]) == ("a b", ["ls"], {"N": "1"}, [0])
@@ -209,11 +208,6 @@ def test_yaml_is_read_where_it_can_be(tmp_path: Path) -> None:
         "line 7: 'a' is there twice, first in line 2",
     ]
     assert problems(tmp_path, "jobs: [", "jobs.yaml")[0].startswith("line 1: ")
-
-
-def test_without_pyyaml_a_yaml_file_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
-    assert problems(tmp_path, "jobs: {}", "jobs.yaml") == ["a YAML file needs PyYAML; TOML needs nothing"]
 
 
 def test_the_answer_is_a_table() -> None:

@@ -17,7 +17,7 @@ from agentlink.broker.fanout import DEPTH_HEADER, TALLY, FanOutExceeded, Tally, 
 from agentlink.settings import load
 from tests.integration import sample
 from tests.unit.recording import record
-from workflows import StepState, store
+from workflows import StepState, recording, store
 from workflows.store import StepRecord
 
 ROOT = "root"
@@ -49,8 +49,8 @@ def _plan(client: fakeredis.FakeRedis, run_id: str, count: int, within: str = ""
         StepRecord(id=f"{run_id}{within}{n}", name="tests.add", place=str(n), state=StepState.WAITING)
         for n in range(count - 1)
     ]
-    created = store.creation_commands(run_id, "tests.sums", "", None, root)
-    store.record_plan(client, run_id, created, [*steps, last], root_id=root, within=within)
+    created = recording.creation_commands(run_id, "tests.sums", "", None, root)
+    recording.record_plan(client, run_id, created, [*steps, last], root_id=root, within=within)
 
 
 def _do(client: fakeredis.FakeRedis, commands: Iterable[Any]) -> None:
@@ -59,7 +59,7 @@ def _do(client: fakeredis.FakeRedis, commands: Iterable[Any]) -> None:
 
 def _end(client: fakeredis.FakeRedis, run_id: str, task_id: str, state: str, **facts: Any) -> None:
     request = SimpleNamespace(**({"task": "tests.add", "root_id": ROOT, "agentlink_run": run_id} | facts))
-    _do(client, store.transition_commands(task_id, state, None, None, request))
+    _do(client, recording.transition_commands(task_id, state, None, None, request))
 
 
 class TestWhatIsSent:
@@ -173,7 +173,7 @@ class TestCounts:
 
     def test_a_run_without_a_canvas_that_a_step_has_started_ends(self, client: fakeredis.FakeRedis) -> None:
         client.sadd(fanout.tree_key(ROOT) + ":live", "child")
-        for command in store.creation_commands("child", "tests.sums", "", None, ROOT):
+        for command in recording.creation_commands("child", "tests.sums", "", None, ROOT):
             client.execute_command(*command)
         _end(client, "child", "child", "SUCCESS", task=sample.sums.name, agentlink_depth=2)
         assert _counts(client) == (0, 0)
@@ -203,7 +203,7 @@ class TestAgents:
 
     def _end_run(self, client: fakeredis.FakeRedis, run_id: str, state: str, task: str = sample.sums.name) -> None:
         request = SimpleNamespace(task=task, root_id=run_id, agentlink_run=run_id, agentlink_depth=1)
-        _do(client, store.transition_commands(run_id, state, None, None, request))
+        _do(client, recording.transition_commands(run_id, state, None, None, request))
 
     def test_what_an_agent_calls_is_a_tree_that_counts(self) -> None:
         options = {"agent": "anna", "headers": {"mine": 1}, "task_id": "t"}
@@ -247,7 +247,7 @@ class TestAgents:
 
     def test_a_run_without_a_canvas_and_a_task_outside_any_run_end(self, client: fakeredis.FakeRedis) -> None:
         self._call(client, "run")
-        for command in store.creation_commands("run", "tests.sums", "", None):
+        for command in recording.creation_commands("run", "tests.sums", "", None):
             client.execute_command(*command)
         self._call(client, "task")
         assert self._of_agent(client) == (2, 2)

@@ -14,7 +14,7 @@ from agentlink.broker.streams import tell as tell_broker
 from resource_guard.caps import Used
 from tests.integration import sample
 from tests.unit.recording import record
-from workflows import RunState, StepState, WorkflowRun, durations, steering, store
+from workflows import RunState, StepState, WorkflowRun, durations, ending, recording, steering
 from workflows.progress import Told, progress_of, read_told
 from workflows.store import RunRecord, StepRecord
 from workflows.streams import said_so_far
@@ -121,12 +121,12 @@ def _do(client: fakeredis.FakeRedis, commands: Any) -> int:
 
 
 def _end(client: fakeredis.FakeRedis, task_id: str, state: str, request: Any) -> int:
-    _do(client, store.transition_commands(task_id, state, None, None, request))
+    _do(client, recording.transition_commands(task_id, state, None, None, request))
     return _do(client, durations.end_commands(task_id, state, None, None, request))
 
 
 def _started_run(client: fakeredis.FakeRedis, run_id: str = "run", parent: str | None = None) -> None:
-    _do(client, store.creation_commands(run_id, "tests.flow", "", parent, "run"))
+    _do(client, recording.creation_commands(run_id, "tests.flow", "", parent, "run"))
     client.hset(RUN_PREFIX + run_id, mapping={"state": "RUNNING", "started_at": "1.5"})
     client.hset(told_key(run_id), "0", "{}")
     client.xadd(f"{RUN_PREFIX}{run_id}:stream", {"step": "0", "task": "t", "attempt": "1", "items": "[]"})
@@ -169,7 +169,7 @@ def test_a_run_that_is_resumed_may_be_told_more_and_ends_again(client: fakeredis
     assert tell() == "told"
     _end(client, "step", "FAILURE", request)
     assert tell() == "ended"
-    client.eval(steering.RESET, 1, RUN_PREFIX + "run", store.ending_facts(2.0, None, None), 100, "[]", "")
+    client.eval(steering.RESET, 1, RUN_PREFIX + "run", ending.ending_facts(2.0, None, None), 100, "[]", "")
     assert tell() == "told"
     _end(client, "step", "SUCCESS", request)
     _end(client, "run", "SUCCESS", request)

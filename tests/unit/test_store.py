@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration import sample
 from tests.unit.recording import record
-from workflows import RunState, RunUnknown, StepState, store
+from workflows import RunState, RunUnknown, StepState, recording, store
 from workflows.store import StepRecord
 
 RUN = "run-1"
@@ -19,7 +19,7 @@ RUN = "run-1"
 @pytest.fixture
 def client() -> fakeredis.FakeRedis:
     client = fakeredis.FakeRedis(server_type="valkey")
-    _do(client, store.creation_commands(RUN, "tests.sums", "3", None))
+    _do(client, recording.creation_commands(RUN, "tests.sums", "3", None))
     return client
 
 
@@ -47,11 +47,11 @@ def _request(
 
 
 def _change(client: fakeredis.FakeRedis, task_id: str, state: str, result: Any = None, request: Any = None) -> None:
-    _do(client, store.transition_commands(task_id, state, result, None, request))
+    _do(client, recording.transition_commands(task_id, state, result, None, request))
 
 
 def _plan(client: fakeredis.FakeRedis, *step_ids: str) -> None:
-    store.record_plan(
+    recording.record_plan(
         client,
         RUN,
         [],
@@ -64,7 +64,7 @@ def _states(client: fakeredis.FakeRedis) -> dict[str, StepState]:
 
 
 def test_a_new_run_is_queued_and_listed_first(client: fakeredis.FakeRedis) -> None:
-    _do(client, store.creation_commands("run-2", "tests.sums", "4", RUN))
+    _do(client, recording.creation_commands("run-2", "tests.sums", "4", RUN))
     run = store.read_run(client, "run-2")
     assert (run.state, run.workflow, run.arguments, run.parent_id) == (RunState.QUEUED, "tests.sums", "4", RUN)
     assert [run.id for run in store.latest_runs(client, 10)] == ["run-2", RUN]
@@ -195,7 +195,7 @@ def test_a_step_added_while_the_run_goes_on_joins_it(client: fakeredis.FakeRedis
 
 def test_tasks_outside_any_run_are_left_alone(client: fakeredis.FakeRedis) -> None:
     """Not even a command is sent for a task that nobody planned and nobody started a run with."""
-    assert list(store.transition_commands("x", "SUCCESS", 1, None, _request(root="x", place=None))) == []
+    assert list(recording.transition_commands("x", "SUCCESS", 1, None, _request(root="x", place=None))) == []
     _change(client, "x", "SUCCESS", request=_request(root="gone"))
     assert not client.exists(store.run_key("gone"), store.steps_key("gone"))
 
@@ -208,9 +208,9 @@ def test_everything_but_the_list_of_runs_expires(client: fakeredis.FakeRedis) ->
 
 
 def test_the_list_of_runs_is_capped(client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    capped = store.load().model_copy(update={"keep_runs": 5})
-    monkeypatch.setattr(store, "load", lambda: capped)
+    capped = recording.load().model_copy(update={"keep_runs": 5})
+    monkeypatch.setattr(recording, "load", lambda: capped)
     for number in range(20):
-        _do(client, store.creation_commands(f"n{number}", "tests.sums", "", None))
+        _do(client, recording.creation_commands(f"n{number}", "tests.sums", "", None))
     assert client.zcard(store.INDEX_KEY) == 5
     assert store.latest_runs(client, 1)[0].id == "n19"

@@ -24,6 +24,7 @@ from workflows import (
     SignalTimedOut,
     StepState,
     TooManySignals,
+    recording,
     signals,
     sleep_for,
     store,
@@ -45,7 +46,7 @@ def client() -> fakeredis.FakeRedis:
     steps = [
         StepRecord(id=i, name="workflows.wait_for", place=str(n), state=StepState.WAITING) for n, i in enumerate("abc")
     ]
-    store.record_plan(client, RUN, store.creation_commands(RUN, "tests.asks", "", None), steps)
+    recording.record_plan(client, RUN, recording.creation_commands(RUN, "tests.asks", "", None), steps)
     return client
 
 
@@ -62,7 +63,7 @@ def _deliver(client: fakeredis.FakeRedis, step_id: str, number: int = 1, run_id:
         id=step_id, task="workflows.wait_for", root_id=run_id, agentlink_run=run_id, agentlink_place="0",
         hostname="w@h", properties={"delivery_tag": f"w/{number}"}, **(empty | facts),
     )  # fmt: skip
-    _do(client, store.transition_commands(step_id, "STARTED", None, None, request))
+    _do(client, recording.transition_commands(step_id, "STARTED", None, None, request))
     return request
 
 
@@ -238,7 +239,7 @@ def test_other_tasks_leave_nothing_to_forget(client: fakeredis.FakeRedis) -> Non
 
 def test_what_a_run_will_need_is_kept_for_as_long_as_it_waits(client: fakeredis.FakeRedis) -> None:
     """The run, those it is a step of, their trees and agents, and what chords that come later have gathered."""
-    _do(client, store.creation_commands("inner", "tests.asks", "", RUN, RUN))
+    _do(client, recording.creation_commands("inner", "tests.asks", "", RUN, RUN))
     tree, agent = fanout.tree_key(RUN), "agentlink:agent:anna"
     client.hset(tree, "agent", agent)
     client.hset(agent, "steps", 1)

@@ -15,6 +15,8 @@ _QUANTILE = 0.95
 # What a next run may take beyond that: peaks are never quite the same twice.
 _MARGIN_FRACTION = 0.05
 _MARGIN_BYTES = 2_000_000
+# A run of some milliseconds is all work, whatever a longer one would wait for: it tells nothing of cores.
+_TELLS_CORES_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +37,13 @@ def profile(name: str, measures: Sequence[Used]) -> Profile:
     peaks = sorted(used.peak_bytes for used in measures)
     high = peaks[math.ceil(_QUANTILE * len(peaks)) - 1]
     walls = sorted(used.wall_s for used in measures)
-    cores = sorted(used.cpu_s / used.wall_s if used.wall_s > 0 else 0.0 for used in measures)
+    cores = sorted(used.cpu_s / used.wall_s for used in measures if used.wall_s >= _TELLS_CORES_S)
     return Profile(
         name=name,
         runs=len(measures),
         memory_bytes=int(high * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES,
         peak_bytes=peaks[-1],
-        cpu_cores=cores[len(cores) // 2],
+        cpu_cores=cores[len(cores) // 2] if cores else 0.0,
         wall_s=walls[len(walls) // 2],
         longest_s=walls[-1],
     )

@@ -87,7 +87,7 @@ def _flat(numbers: Any) -> Iterator[int]:
         yield numbers
 
 
-@task(bind=True, max_attempts=2)
+@task(bind=True, max_attempts=3)
 def again(self: Any, number: int, spot: str) -> int:
     """Works the second time."""
     _visit(spot)

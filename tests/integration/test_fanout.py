@@ -22,12 +22,12 @@ LIVE = 600
 IN_ALL = 20
 
 
-def _start_worker(system: System, **settings: int | str) -> Worker:
+def _start_worker(system: System, **settings: int) -> Worker:
     caps = {name: str(value) for name, value in settings.items()}
     return system.start_worker(imports="tests.integration.sample,tests.integration.fanning", **caps)
 
 
-def _system(tmp_path_factory: pytest.TempPathFactory, **settings: int | str) -> Iterator[System]:
+def _system(tmp_path_factory: pytest.TempPathFactory, **settings: int) -> Iterator[System]:
     with running_system(tmp_path_factory.mktemp("system")) as system:
         _start_worker(system, **settings)
         yield system
@@ -35,8 +35,8 @@ def _system(tmp_path_factory: pytest.TempPathFactory, **settings: int | str) -> 
 
 @pytest.fixture(scope="class")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A worker with two processes, and the CPU for both whatever else runs here, for all tests of a class."""
-    yield from _system(tmp_path_factory, cpu="100%")
+    """A worker with two processes, for all tests of a class."""
+    yield from _system(tmp_path_factory)
 
 
 @pytest.fixture(scope="class")

@@ -108,6 +108,20 @@ def test_each_tasks_peak_is_its_own() -> None:
     assert 35 <= small <= 70
 
 
+def test_a_short_task_is_not_taken_for_one_that_keeps_several_cores_busy() -> None:
+    def measure() -> float:
+        most = 0.0
+        for _ in range(200):
+            meter = caps.Meter()
+            meter.start()
+            sum(range(50_000))
+            used = meter.stop()
+            most = max(most, used.cpu_s / used.wall_s)
+        return most
+
+    assert in_new_process(measure) < 1.5
+
+
 def test_cpu_and_time_are_measured() -> None:
     def measure() -> caps.Used:
         meter = caps.Meter()

@@ -256,9 +256,9 @@ class TestWaiting:
     def test_parents_that_wait_for_children_fail_at_once(self, how: str, usual: System, tmp_path: Path) -> None:
         """Stock Celery, once it is told to allow it, has both wait for children that find no process."""
         go = tmp_path / "go"
-        parents = [fanning.wait_for_child.delay(how, str(go)) for _ in range(2)]
-        # The children that run hold both processes; the parents were first.
-        for parent in parents:
+        # Called together: or the children of the first, which hold both processes, might be before the second.
+        parents = group(fanning.wait_for_child.s(how, str(go)) for _ in range(2)).apply_async()
+        for parent in parents.results:
             with pytest.raises(WaitsForSteps, match=r"wait_for_child can't wait .* self\.replace"):
                 parent.get(timeout=10)
         go.touch()

@@ -60,10 +60,6 @@ def _sends_next(self: App, *_: Any, **__: Any) -> str | None:
     return sender.name if sender is not None else None
 
 
-def _of_message(self: Any, *_: Any, **__: Any) -> str | None:
-    return str(self.name)
-
-
 if POINT == "handed to a process":
     _around(BaseTask, "_run_once", _of_task, after=False)
 elif POINT == "claimed":
@@ -87,8 +83,8 @@ elif POINT == "before it counts in its chord":
 elif POINT == "it has counted in its chord":
     _around(ResultBackend, "on_chord_part_return", _of_member, after=True)
 elif POINT == "taken by a worker":
-    _around(Request, "revoked", _of_message, after=False)
+    _around(Request, "revoked", _of_task, after=False)
 elif POINT == "before it is acknowledged":
-    _around(Request, "acknowledge", _of_message, after=False)
+    _around(Request, "acknowledge", _of_task, after=False)
 elif POINT == "it is acknowledged":
-    _around(Request, "acknowledge", _of_message, after=True)
+    _around(Request, "acknowledge", _of_task, after=True)

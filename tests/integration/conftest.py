@@ -49,7 +49,8 @@ def running_system(tmp_path: Path) -> Iterator[System]:
     for worker in system.workers:
         worker.stop()
     server.ensure_running(settings)
-    wait_until(lambda: not system.processes_left(), what=f"the end of {system.processes_left()}")
-    left = system.keys_without_ttl()
-    system.client.flushall()
-    assert left == []
+    try:
+        wait_until(lambda: not system.processes_left(), what=f"the end of {system.processes_left()}")
+        assert system.keys_without_ttl() == []
+    finally:
+        system.client.flushall()  # what one test leaves is not to fail the next

@@ -29,6 +29,11 @@ def wait_until_it_waits(run: WorkflowRun, count: int = 1) -> None:
     wait_until(lambda: len(run.waiting()) == count, what=f"{count} steps of {run.id} that wait", timeout_s=20)
 
 
+def wait_until_nothing_is_in_flight(system: System) -> None:
+    """What waits is in nobody's hand at once; that the step before has ended is told a moment later."""
+    wait_until(lambda: system.in_flight() == 0, what="the end of what is in flight")
+
+
 def notes(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
@@ -43,7 +48,7 @@ def test_a_run_goes_on_with_what_a_signal_brings(system: System, path: Path, poo
     assert abs(wait.since - time.time()) < 20
     step = next(step for step in run.steps() if step.id == wait.step_id)
     assert (step.state, step.waiting_for, step.attempt, step.worker) == (StepState.WAITING, "approval", 1, None)
-    assert system.in_flight() == 0
+    wait_until_nothing_is_in_flight(system)
     assert run.progress.state is RunState.RUNNING
     assert run.signal("approval", {"yes": [1, None, "ü"]})
     assert run.get(timeout=20) == {"yes": [1, None, "ü"]}
@@ -58,7 +63,7 @@ def test_steps_that_wait_hold_no_slot(system: System) -> None:
     runs = [waiting_steps.asks.delay() for _ in range(10)]
     for run in runs:
         wait_until_it_waits(run)
-    assert system.in_flight() == 0
+    wait_until_nothing_is_in_flight(system)
     assert sample.add.delay(1, 2).get(timeout=5) == 3
     assert len(signals.all_waits(system.client)) == 10
     for number, run in enumerate(runs):

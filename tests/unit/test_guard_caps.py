@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import marshal
-import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import types
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,17 @@ def in_new_process(function: Callable[[], Any]) -> Any:
     """What a function, which has no variables of another's, returns in a new process.
 
     One that is forked from the tests' has memory which other tests have freed, and takes that before it asks for more.
+    One that `multiprocessing` spawns leaves a process that tracks resources behind, for as long as the tests' runs.
     """
     assert function.__closure__ is None
-    ours, theirs = multiprocessing.Pipe()
     code = marshal.dumps(function.__code__)
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(code, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join()
+    python = [sys.executable, "-c", f"from {__name__} import _run; _run()"]
+    return pickle.loads(subprocess.run(python, input=code, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def _run(code: bytes, pipe: Connection) -> None:
-    pipe.send(types.FunctionType(marshal.loads(code), globals())())
+def _run() -> None:
+    code = marshal.load(sys.stdin.buffer)
+    pickle.dump(types.FunctionType(code, globals())(), sys.stdout.buffer)
 
 
 def _allocate_under(cap_mb: int, size_mb: int) -> str:

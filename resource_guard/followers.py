@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from resource_guard.profiles import Profile
 
-#: A task is short if it was never seen to take longer, in seconds.
+#: A task is short if nine of ten runs took no longer, in seconds.
 SHORT_S = 0.01
 #: And it was seen so many times.
 SEEN_RUNS = 20
@@ -24,4 +24,4 @@ class NotBegun:
 
 def is_short(known: Profile | None) -> bool:
     """Whether a task of which so much is known is expected to take no time."""
-    return known is not None and known.runs >= SEEN_RUNS and known.longest_s <= SHORT_S
+    return known is not None and known.runs >= SEEN_RUNS and known.mostly_s <= SHORT_S

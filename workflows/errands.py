@@ -7,14 +7,14 @@ least once, and twice does no harm.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import Any
 
 import redis
-from celery import Celery, bootsteps
+from celery import Celery
 
-from agentlink.errors import AgentLinkError
+from agentlink.broker import chores
+from agentlink.broker.chores import Chore
 from workflows import compensation, ending, steering, store
 from workflows.ending import ENDING, ending_facts
 from workflows.errors import RunUnknown
@@ -40,37 +40,15 @@ _END = ENDING + ending.script("end_failed.lua")
 
 def install(app: Celery) -> None:
     """Have every worker of `app` do errands. Doing it twice changes nothing."""
-    app.steps["worker"].add(ErrandStep)
+    chores.add(app, _errands, slow=True)
 
 
-class ErrandStep(bootsteps.StartStopStep):
-    """Does errands from the start of the worker to its end."""
+def _errands(app: Celery) -> Chore:
+    def look() -> float:
+        do_due(app.backend.client)
+        return _LOOK_EVERY_S
 
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._app = worker.app
-        self._ending = threading.Event()
-
-    def start(self, worker: Any) -> None:
-        """After the pool has its processes."""
-        threading.Thread(target=self._keep, name="errands", daemon=True).start()
-
-    def stop(self, worker: Any) -> None:
-        """What is not done is done by others."""
-        self._ending.set()
-
-    terminate = stop
-
-    def _keep(self) -> None:
-        while not self._ending.wait(_LOOK_EVERY_S):
-            try:
-                do_due(self._app.backend.client)
-            except (redis.RedisError, OSError, AgentLinkError) as error:
-                logger.info("errands wait: %s", error)
-            except Exception:
-                logger.exception("errands wait")
+    return Chore(name="doing errands", first_in_s=_LOOK_EVERY_S, do=look)
 
 
 def do_due(client: redis.Redis) -> None:

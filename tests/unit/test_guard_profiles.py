@@ -34,6 +34,13 @@ def test_a_single_measure_is_a_profile() -> None:
     assert (known.runs, known.cpu_cores, known.wall_s) == (1, 1.5, 2.0)
 
 
+def test_the_first_run_of_each_process_does_not_make_a_name_long() -> None:
+    """They import; of a name that is often long, more runs are."""
+    short, first = [used(1, wall_s=0.001)] * 18, [used(1, wall_s=0.5)]
+    assert profile("a", first * 2 + short).mostly_s == 0.001
+    assert profile("a", first * 3 + short).mostly_s == 0.5
+
+
 class TestInTheBroker:
     @pytest.fixture
     def server(self) -> fakeredis.FakeServer:
@@ -57,6 +64,15 @@ class TestInTheBroker:
         assert known is not None
         assert known.peak_bytes == 100 * MB
         other.end()
+
+    def test_what_has_not_changed_is_not_read_again(self, client: redis.Redis) -> None:
+        kept.record(client, {"old": [used(1)]})
+        known, until = kept.read(client)
+        assert list(known) == ["old"]
+        kept.record(client, {"new": [used(2)]})
+        known, later = kept.read(client, until + 1e-6)
+        assert list(known) == ["new"]
+        assert kept.read(client, later + 1e-6) == ({}, later + 1e-6)
 
     def test_only_the_last_measures_count_and_none_for_ever(
         self, server: fakeredis.FakeServer, client: redis.Redis

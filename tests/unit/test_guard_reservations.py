@@ -29,7 +29,7 @@ def known(memory_mb: int, runs: int = 20, cores: float = 0.5) -> Profile:
         peak_bytes=memory_mb * MB,
         cpu_cores=cores,
         wall_s=1.0,
-        longest_s=1.0,
+        mostly_s=1.0,
     )
 
 

@@ -3,7 +3,10 @@
 Checked with Celery 5.7. `AsynPool` keeps the pipes of processes that have a job in a set, `_busy_workers`, and writes
 to none of those; when a process answers it calls `_mark_worker_as_available`. What stands in for that set here counts.
 `outbound_buffer` has the jobs to be written, the next one first. The event loop's `consolidate_callback` writes one to
-each of the pipes it is given that may have one; those that are in `_active_writes` are being written to.
+each of the pipes it is given that may have one; those that are in `_active_writes` are being written to. A job's
+`_payload` is what is written of it: a header of four bytes, the rest, and how many bytes that has; if a write takes
+more than the header, no more of that is written. `_create_write_handlers` makes `on_poll_start`, which each turn of the
+loop begins with.
 """
 
 from __future__ import annotations
@@ -71,6 +74,39 @@ def hand_out(pool: Any, hub: Any) -> None:
             return
         if fd not in pool._busy_workers and fd not in pool._active_writes:
             hub.consolidate_callback([fd])
+
+
+def in_one_write(job: Any) -> None:
+    """Have a job, which was given to an `AsynPool`, written at once, not its header first.
+
+    Its process waits for that, wakes up, and has to wait again for the rest. A pipe takes so few bytes whole or not at
+    all (pipe(7)); more are written as ever.
+    """
+    header, body, body_bytes = job._payload
+    if len(header) + body_bytes <= select.PIPE_BUF:
+        job._payload = memoryview(b"".join((header, body))), memoryview(b""), 0
+
+
+def turn_lightly(pool: Any) -> None:
+    """Spare the event loop what `pool`, an `AsynPool`, does in each turn without need.
+
+    It has the loop forget the pipes that it does not watch: two system calls that fail for each process.
+    To be called before the event loop watches the pool.
+    """
+    create_write_handlers = pool._create_write_handlers
+
+    def create(hub: Any, **kwargs: Any) -> None:
+        create_write_handlers(hub, **kwargs)
+        on_poll_start = pool.on_poll_start
+
+        def on_poll_start_if_needed() -> None:
+            free = len(pool._busy_workers) < len(pool._all_inqueues)
+            if (pool.outbound_buffer and free) or not pool._all_inqueues.isdisjoint(hub.writers):
+                on_poll_start()
+
+        pool.on_poll_start = on_poll_start_if_needed
+
+    pool._create_write_handlers = create
 
 
 def let_follow(pool: Any) -> None:

@@ -27,7 +27,7 @@ from resource_guard import caps
 from resource_guard.caps import Used
 from resource_guard.followers import BEGIN_BY_HEADER, NotBegun
 from resource_guard.gate import MEASURE_HEADER
-from resource_guard.pool_hands import hand_out
+from resource_guard.pool_hands import hand_out, in_one_write, turn_lightly
 
 #: The message header by which the main process allows it.
 HEADER = "agentlink_along"
@@ -105,6 +105,7 @@ class AlongStep(bootsteps.StartStopStep):
         """Before the consumer makes its strategies, which keep the pool's `apply_async`."""
         pool = getattr(worker.pool, "_pool", None)
         if isinstance(pool, AsynPool):
+            turn_lightly(pool)
             worker.pool.apply_async = _by_traced(worker.pool.apply_async, partial(hand_out, pool, worker.hub))
 
 
@@ -114,6 +115,7 @@ def _by_traced(apply_async: Callable[..., Any], hand_out: Callable[[], None]) ->
         if job is not None:  # a pool that stops takes none
             _, _, request, *_ = kwargs["args"]
             job.may_follow = BEGIN_BY_HEADER in request
+            in_one_write(job)
             hand_out()
         return job
 

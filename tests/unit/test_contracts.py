@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import stat
 from typing import Any
 
 import kombu.transport
@@ -163,6 +165,9 @@ def test_billiards_jobs_tell_where_they_went() -> None:
     reading = inspect.getsource(asynpool.ResultHandler)
     assert "recv_message = self._recv_message" in reading
     assert "recv_message(add_reader, fileno, on_state_change)" in reading
+    assert "add_reader = hub.add_reader" in reading
+    assert "add_reader(fd, self.handle_event, fd)" in inspect.getsource(asynpool.ResultHandler._recv_message)
+    assert "dest[fd] = callback, args" in inspect.getsource(kombu_hub.Hub.add)
     source = inspect.getsource(billiard_pool.ApplyResult.__init__)
     assert "self._job = " in source
     assert "self._cache = " in source
@@ -199,6 +204,19 @@ def test_celerys_event_loop_writes_a_job_to_each_pipe_that_it_is_told_of() -> No
     for part in ("ready_fd in active_writes", "job = pop_message()", "mark_worker_as_busy(ready_fd)", "next(cor)"):
         assert part in source, part
     assert "put_message(job)" in source[source.index("def send_job(") :]
+    assert "job._payload = memoryview(header), memoryview(body), body_size" in source
+    assert "header, body, body_size = job._payload" in source
+    assert "while Hw < 4:" in source  # once more than the header is written, it is done with
+    assert "while Bw < body_size:" in source
+    assert "self.on_poll_start = on_poll_start" in source
+    assert "self._create_write_handlers(hub)" in inspect.getsource(asynpool.AsynPool.register_with_event_loop)
+
+
+def test_celerys_pool_writes_jobs_to_pipes() -> None:
+    assert "inq = _SimpleQueue(wnonblock=True)" in inspect.getsource(asynpool.AsynPool.create_process_queues)
+    queue = asynpool._SimpleQueue(wnonblock=True)
+    with queue._reader, queue._writer:
+        assert stat.S_ISFIFO(os.fstat(queue._writer.fileno()).st_mode)
 
 
 def test_celerys_request_hands_the_fast_trace_to_the_pools_apply_async() -> None:

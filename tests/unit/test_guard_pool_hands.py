@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from resource_guard.pool_hands import Hands, hand_out, let_follow, withdraw
+from resource_guard.pool_hands import Hands, hand_out, in_one_write, let_follow, turn_lightly, withdraw
 
 
 @dataclass(eq=False)
@@ -74,6 +76,8 @@ class Pool:
         self.written: list[tuple[int, int]] = []
         let_follow(self)
         self._busy_workers: Hands
+        self.on_poll_start: Any
+        self._create_write_handlers: Any
         self._mark_worker_as_available: Any
 
     def job(self, **facts: Any) -> Job:
@@ -203,3 +207,37 @@ def test_what_is_known_to_be_elsewhere_is_not_taken_back(pool: Pool, how: str) -
     job._accepted, job.is_ready, process._reader.closed = how == "begun", how == "done", how == "ended"
     assert not withdraw(pool, job)
     assert pool._cache == {job.number: job}
+
+
+@pytest.mark.parametrize(("body_bytes", "writes"), [(0, 1), (select.PIPE_BUF - 4, 1), (select.PIPE_BUF - 3, 2)])
+def test_a_job_that_a_pipe_takes_whole_is_written_at_once(body_bytes: int, writes: int) -> None:
+    header, body = b"head", bytes(body_bytes)
+    job = SimpleNamespace(_payload=(memoryview(header), memoryview(body), body_bytes))
+    in_one_write(job)
+    first, rest, rest_bytes = job._payload
+    assert bytes(first) + bytes(rest) == header + body
+    assert (len(rest), 1 + bool(rest_bytes)) == (rest_bytes, writes)
+
+
+def test_the_loop_attends_to_pipes_only_where_one_is_to_be_written_to_or_is_watched(pool: Pool) -> None:
+    turns: list[str] = []
+
+    def create(_hub: Any) -> None:
+        pool.on_poll_start = lambda: turns.append("attended")
+
+    pool._create_write_handlers = create
+    turn_lightly(pool)
+    hub = SimpleNamespace(writers={})
+    pool._create_write_handlers(hub)
+    pool.on_poll_start()
+    assert turns == []
+    pool.outbound_buffer.append(pool.job())
+    pool.on_poll_start()
+    assert turns == ["attended"]
+    for fd in (5, 6):
+        pool._busy_workers.add(fd)
+    pool.on_poll_start()
+    assert turns == ["attended"]
+    hub.writers[5] = "whoever waits to write to it"
+    pool.on_poll_start()
+    assert turns == ["attended"] * 2

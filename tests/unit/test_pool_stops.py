@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -68,32 +69,88 @@ def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
     assert watched == [(new, "hub"), (known, "hub")]
 
 
+class Loop:
+    """As much of an event loop as is asked for."""
+
+    def __init__(self) -> None:
+        self.readers: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.added: list[int] = []
+
+    def add_reader(self, fd: int, handler: Any, *args: Any) -> None:
+        self.readers[fd] = (handler, args)
+        self.added.append(fd)
+
+
 class TestWholeAnswers:
-    def test_a_stop_in_the_middle_of_an_answer_comes_after_it(self) -> None:
+    @pytest.fixture
+    def pipe(self) -> Iterator[tuple[int, int]]:
+        """A process's pipe: one byte an answer."""
+        ends = os.pipe()
+        yield ends
+        for end in ends:
+            os.close(end)
+
+    def test_a_stop_in_the_middle_of_an_answer_comes_after_it(self, pipe: tuple[int, int]) -> None:
         done: list[str] = []
 
-        def receive(name: str) -> Iterator[None]:
-            done.append(f"{name} half")
+        def receive(_add_reader: Any, fd: int, _callback: Any) -> Iterator[None]:
+            done.append("half")
             answers.stop()
             yield
             answers.stop()
-            done.append(f"{name} noted")
+            done.append(f"{os.read(fd, 1).decode()} noted")
 
         answers = WholeAnswers(receive, lambda: done.append("stop"))
-        done.extend("elsewhere" for _ in answers.receive("one"))
-        assert done == ["one half", "stop", "elsewhere", "one noted", "stop"]
+        os.write(pipe[1], b"1")
+        done.extend("elsewhere" for _ in answers.receive(Loop().add_reader, pipe[0], print))
+        assert done == ["half", "stop", "elsewhere", "1 noted", "stop"]
         answers.stop()
         assert done[-2:] == ["stop", "stop"]
 
-    def test_an_answer_that_breaks_off_is_told_and_the_stop_still_comes(self) -> None:
+    def test_an_answer_that_breaks_off_is_told_and_the_stop_still_comes(self, pipe: tuple[int, int]) -> None:
         done: list[str] = []
 
-        def receive() -> Iterator[None]:
+        def receive(*_: Any) -> Iterator[None]:
             answers.stop()
             yield from ()
             raise EOFError
 
         answers = WholeAnswers(receive, lambda: done.append("stop"))
         with pytest.raises(EOFError):
-            list(answers.receive())
+            list(answers.receive(Loop().add_reader, pipe[0], print))
         assert done == ["stop"]
+
+    def test_what_has_come_is_read_in_one_turn_and_not_all_of_a_flood(self, pipe: tuple[int, int]) -> None:
+        read: list[bytes] = []
+
+        def receive(_add_reader: Any, fd: int, callback: Any) -> Iterator[None]:
+            yield from ()
+            callback(os.read(fd, 1))
+
+        answers = WholeAnswers(receive, lambda: None)
+        os.write(pipe[1], b"abc")
+        assert list(answers.receive(Loop().add_reader, pipe[0], read.append)) == []
+        assert read == [b"a", b"b", b"c"]
+        os.write(pipe[1], bytes(100))
+        list(answers.receive(Loop().add_reader, pipe[0], read.append))
+        assert 3 < len(read) < 50
+
+    def test_the_loop_is_told_of_a_pipe_once(self, pipe: tuple[int, int]) -> None:
+        loop = Loop()
+
+        def handle(_fd: int) -> None: ...
+
+        def receive(add_reader: Any, fd: int, _callback: Any) -> Iterator[None]:
+            yield from ()
+            os.read(fd, 1)
+            add_reader(fd, handle, fd)
+
+        answers = WholeAnswers(receive, lambda: None)
+        for _ in range(3):
+            os.write(pipe[1], b"ab")
+            list(answers.receive(loop.add_reader, pipe[0], print))
+        assert loop.added == [pipe[0]]
+        loop.readers[pipe[0]] = (print, ())  # as when an answer comes in pieces
+        os.write(pipe[1], b"a")
+        list(answers.receive(loop.add_reader, pipe[0], print))
+        assert loop.readers == {pipe[0]: (handle, (pipe[0],))}

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agentlink.settings import RESOURCES
+from agentlink.settings_checks import RESOURCES
 from agentlink.units import format_duration, format_size
 
 Status = Mapping[str, Any]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agentlink.settings import RESOURCES, Settings
+from agentlink.settings import Settings
+from agentlink.settings_checks import RESOURCES
 from resource_guard.limits import DEFAULT_MARKS, Limits, Marks
 from resource_guard.observation import Level, Reading, Resource
 

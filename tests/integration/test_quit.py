@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
 
 from tests.integration import sample
@@ -17,8 +19,10 @@ def test_a_worker_ends_in_the_middle(moment: str, system: System, monkeypatch: p
     worker = system.start_worker(imports="tests.integration.sample,tests.integration.quitting")
     assert sample.add.delay(1, 1).get(timeout=10) == 2
     now.touch()
-    results = [sample.add.delay(2, 2) for _ in range(200)]  # or its processes have nothing more to do than to end
+    text = select.PIPE_BUF * "x"  # a job is written in two halves when a pipe may not take it whole
+    # Many, or its processes have nothing more to do than to end.
+    results = [sample.add.delay(text, "y") for _ in range(200)]
     worker.process.wait(timeout=20)
     assert not now.exists()
     system.start_worker()
-    assert [result.get(timeout=10) for result in results] == [4] * 200
+    assert [result.get(timeout=10) for result in results] == [text + "y"] * 200

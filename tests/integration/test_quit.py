@@ -21,7 +21,7 @@ def test_a_worker_ends_in_the_middle(moment: str, system: System, monkeypatch: p
     now.touch()
     text = select.PIPE_BUF * "x"  # a job is written in two halves when a pipe may not take it whole
     # Many, or its processes have nothing more to do than to end.
-    results = [sample.add.delay(text, "y") for _ in range(200)]
+    results = [sample.add.apply_async((text, "y")) for _ in range(200)]
     worker.process.wait(timeout=20)
     assert not now.exists()
     system.start_worker()

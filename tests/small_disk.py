@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 MB = 1_000_000
 _BLOCK_BYTES = 4096
 
@@ -22,7 +24,19 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a worker may still have a file open there
+
+
+@contextlib.contextmanager
+def filled_disk(folder: Path, size_mb: int, taken_bytes: int) -> Iterator[Path]:
+    """A disk of this size in a new folder, so much of it taken by the file `filler`. Where none can be, a skip."""
+    folder.mkdir()
+    with small_disk(folder, size_mb) as mounted:
+        if not mounted:
+            pytest.skip("needs the right to mount a disk")
+        if taken_bytes:
+            (folder / "filler").write_bytes(os.urandom(taken_bytes))
+        yield folder
 
 
 def free_bytes(folder: Path) -> int:

@@ -21,6 +21,7 @@ from agentlink.broker import server
 from agentlink.broker.errors import BrokerStartError, BrokerStopError
 from agentlink.settings import Settings
 from tests.integration.own_home import OwnHome, own_home
+from tests.small_disk import filled_disk
 from tests.waiting import wait_until
 
 KEYS = {f"key{number}": str(number) for number in range(1000)}
@@ -178,18 +179,8 @@ def test_a_home_that_cannot_be_made_is_refused_with_its_name_and_what_to_set(hom
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with less room than the broker's data may need."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "agentlink-test", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with filled_disk(tmp_path / "disk", 4, 0) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_home_on_a_full_disk_is_refused_with_the_room_it_needs(home: OwnHome, small_disk: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from resource_guard.storage import Storage
 from tasks.errors import ProcessDied
 from tests.integration import claims, large, sample
 from tests.integration.system import System
+from tests.small_disk import filled_disk
 from tests.waiting import wait_until
 from workflows import RunState
 
@@ -302,16 +301,8 @@ def test_canvases_within_each_other_take_one_connection(system: System, monkeypa
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 4 MB, full but for a little."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root can mount a small disk, and not in every container")
-    try:
-        (disk / "filler").write_bytes(os.urandom(3_900_000))
+    with filled_disk(tmp_path / "disk", 4, 3_900_000) as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_on_a_full_disk_a_call_is_refused_and_nothing_of_it_is_queued(system: System, small_disk: Path) -> None:

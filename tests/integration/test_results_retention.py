@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from resource_guard.storage import Storage
 from tasks import app
 from tests.integration import large, sample
 from tests.integration.system import System
+from tests.small_disk import filled_disk
 from tests.waiting import wait_until
 
 MODULES = "tests.integration.sample,tests.integration.large"
@@ -150,16 +150,8 @@ def test_the_folders_of_forgotten_runs_go(system: System, client: redis.Redis) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 4 MB, full but for one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root can mount a small disk, and not in every container")
-    try:
-        (disk / "filler").write_bytes(os.urandom(3_000_000))
+    with filled_disk(tmp_path / "disk", 4, 3_000_000) as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_on_a_full_disk_a_task_waits_with_its_result_and_others_go_on(system: System, small_disk: Path) -> None:

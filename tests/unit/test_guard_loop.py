@@ -20,22 +20,7 @@ from resource_guard import (
 )
 from resource_guard.steering import Orders
 from resource_guard.valve import Position
-from tests.unit.made_guard import LIMITS, MB, Crew, Make, Readings, maker
-
-
-@pytest.fixture
-def readings() -> Readings:
-    return Readings()
-
-
-@pytest.fixture
-def make(readings: Readings) -> Make:
-    return maker(readings)
-
-
-@pytest.fixture
-def guard(make: Make) -> Guard:
-    return make()
+from tests.unit.made_guard import LIMITS, MB, Crew, Make, Readings
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:

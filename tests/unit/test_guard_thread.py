@@ -12,7 +12,7 @@ import pytest
 
 from resource_guard import Guard
 from resource_guard.guard import NICE
-from tests.unit.made_guard import Crew, Make, Readings, maker
+from tests.unit.made_guard import Crew, Make, Readings
 from tests.waiting import wait_until
 
 
@@ -24,21 +24,6 @@ class LateEvent(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         late_s, self.late_s = self.late_s, 0.0
         return super().wait((timeout or 0.0) + late_s)
-
-
-@pytest.fixture
-def readings() -> Readings:
-    return Readings()
-
-
-@pytest.fixture
-def make(readings: Readings) -> Make:
-    return maker(readings)
-
-
-@pytest.fixture
-def guard(make: Make) -> Guard:
-    return make()
 
 
 def test_stop_without_start_and_twice_is_fine(guard: Guard) -> None:

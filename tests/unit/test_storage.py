@@ -21,6 +21,7 @@ import zstandard
 from resource_guard.errors import ResultLost, StorageFull
 from resource_guard.large_values import Reference
 from resource_guard.storage import Storage
+from tests.small_disk import filled_disk
 
 VALUE = b'{"a": "' + b"large " * 50_000 + b'"}'
 
@@ -251,12 +252,7 @@ def test_what_others_are_writing_is_left_alone_until_it_has_not_grown_for_an_hou
 
 def test_a_small_disk_that_is_full_is_told_as_such(tmp_path: Path) -> None:
     """A real one: the kernel says so in the middle of a file, or only as it is flushed."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root can mount a small disk, and not in every container")
-    try:
+    with filled_disk(tmp_path / "disk", 2, 0) as disk:
         storage = Storage(str(disk / "results"))
         small = storage.put([os.urandom(500_000)])
         with pytest.raises(StorageFull):
@@ -264,8 +260,6 @@ def test_a_small_disk_that_is_full_is_told_as_such(tmp_path: Path) -> None:
         assert [file.digest for file in storage.files()] == [small.digest]
         assert len(_all_files(storage)) == 1
         storage.put([os.urandom(500_000)])
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_that_is_not_there_yet_is_empty_and_made_with_the_first_value(tmp_path: Path) -> None:

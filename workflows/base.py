@@ -112,11 +112,17 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         if tags:
             facts["tags"] = dumps([checked_name(tag) for tag in tags])
         root_id, began_in = self._began_in()
+        # A workflow that is its run's last step has the run's id, and that run is recorded.
+        created = (
+            recording.creation_commands(
+                run_id, self.name, shown, parent_of(run_id, headers), root_id, began_in, **facts
+            )
+            if headers.get(RUN_HEADER) != run_id
+            else ()
+        )
         options[ALSO] = [
             *options.pop(ALSO, ()),
-            *recording.creation_commands(
-                run_id, self.name, shown, parent_of(run_id, headers), root_id, began_in, **facts
-            ),
+            *created,
             *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
             *recording.standing_commands(run_id, headers),
         ]

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from celery.exceptions import TaskRevokedError
 
+from tasks import app
 from tests.integration import steered
 from tests.integration.conftest import running_system
 from tests.integration.system import System, Worker
 from tests.waiting import wait_until
-from workflows import CanvasChanged, ResumeRefused, RunNotEnded, RunState, StepState, WorkflowRun, resume_all
+from workflows import CanvasChanged, ResumeRefused, RunNotEnded, RunState, StepState, WorkflowRun, resume_all, store
 
 IMPORTS = "tests.integration.sample,tests.integration.steered"
 
@@ -85,6 +86,14 @@ class TestFailing:
         *lines, last = ledger.read_text().splitlines()
         assert lines == ["flight", "hotel", "car", "undid car", "undid hotel", "undid flight"]
         assert last == f"cleans up {run.id}: RuntimeError in 3"
+
+    def test_a_run_that_ends_with_a_workflow_is_listed_in_its_state_alone(self, ledger: Path) -> None:
+        """That workflow has the run's id: it is no other run, which waits to be begun."""
+        steered.saga.delay(str(ledger))
+        wait_until(lambda: "cleans up" in ledger.read_text(), what="the clean-up")
+        client = app.backend.client
+        wait_until(lambda: store.count_runs(client)[RunState.RUNNING] == 0, what="the end of all runs")
+        assert store.count_runs(client)[RunState.QUEUED] == 0
 
 
 @pytest.mark.usefixtures("shared")

@@ -176,8 +176,12 @@ class Supervisor:
         except BrokerStartError as error:
             self.broker_failures += 1
             pause_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**self.broker_failures)
-            self.broker_check_at = now + pause_s
-            logger.warning("%s; looking again in %.1f s", error, pause_s)
+            if server.holder(self.settings) is not None:
+                # One that hangs may end any moment, and is started again at once then.
+                pause_s = BROKER_CHECK_S
+            self.broker_check_at = time.monotonic() + pause_s
+            if self.broker_failures == 1 or pause_s > BROKER_CHECK_S:
+                logger.warning("%s; looking again in %.1f s", error, pause_s)
 
     def _stop_asked(self, signum: int, frame: FrameType | None) -> None:
         self.stops_asked += 1

@@ -196,7 +196,6 @@ def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            umask=0o077,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
 

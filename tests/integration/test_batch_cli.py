@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def test_the_jobs_of_a_file_are_run_and_shown(home: OwnHome) -> None:
     answer = home.agentlink("run", "--json", "batch", "jobs.toml")
     output = json.loads(answer.stdout)["jobs"][1]["output"]
     assert Path(output).read_text() == "hello\n"
+
+
+def test_what_a_job_makes_has_the_permissions_that_the_user_wants(home: OwnHome) -> None:
+    """Also where the worker was started in the background."""
+    (home.folder / "mask.toml").write_text("[jobs.mask]\ncommand = 'umask'\n")
+    answer = home.agentlink("run", "--json", "batch", "mask.toml")
+    output = json.loads(answer.stdout)["jobs"][0]["output"]
+    assert Path(output).read_text() == subprocess.check_output(["sh", "-c", "umask"], text=True)
 
 
 def test_a_wrong_file_starts_nothing_and_a_failed_job_is_named(home: OwnHome) -> None:

@@ -134,8 +134,10 @@ def remove_leftovers(parent: Path) -> None:
 def _own_groups(proc: Path) -> Iterator[Path]:
     """The group of this process that may have a cpu quota: of version 1, then of version 2."""
     try:
-        groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
+        groups = [
+            line.split(":", 2) for line in (proc / "self/cgroup").read_text(errors="surrogateescape").splitlines()
+        ]
+        mounts = [line.split() for line in (proc / "self/mountinfo").read_text(errors="surrogateescape").splitlines()]
     except OSError:
         return
     for version_1 in (True, False):

@@ -24,7 +24,7 @@ from workflows.store import PLACE_HEADER
 #: The durations of a workflow's last runs that succeeded, in seconds: a list, by the workflow's name.
 DURATIONS_PREFIX = "agentlink:durations:"
 
-_ENDED = resources.files(__package__).joinpath("ended.lua").read_text()
+_ENDED = resources.files(__package__).joinpath("ended.lua").read_text("utf-8")
 _KEPT = 32
 # As measures of tasks: a workflow that nobody has run for so long is forgotten.
 _KEPT_S = 90 * 86400

@@ -16,7 +16,7 @@ from workflows.store import goes_on_ttl_s, run_key
 
 def script(name: str) -> str:
     """The source of one of the scripts here."""
-    return resources.files(__package__).joinpath(name).read_text()
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 #: Lua that stands before the scripts that move steps or end runs.

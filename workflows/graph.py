@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 GRAPH_HEADER = "agentlink_graph"
 _GRAPH_PREFIX = "agentlink:graph:"
 
-_LUA = TURNS + resources.files(__package__).joinpath("graph.lua").read_text()
+_LUA = TURNS + resources.files(__package__).joinpath("graph.lua").read_text("utf-8")
 _BEGIN, _ENDED, _TURN = (
-    _LUA + resources.files(__package__).joinpath(f"graph_{name}.lua").read_text() for name in ("begin", "ended", "turn")
+    _LUA + resources.files(__package__).joinpath(f"graph_{name}.lua").read_text("utf-8")
+    for name in ("begin", "ended", "turn")
 )
 _ENDS = ("SUCCESS", "FAILURE", "REVOKED")
 

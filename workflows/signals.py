@@ -41,7 +41,7 @@ _REMEMBER_S = 300
 # Of the time a caller waits for an answer, the share in which the broker may still do what it is asked.
 _ACCEPT_FRACTION = 0.75
 _RETRY_S = 0.1
-_SIGNAL = resources.files(__package__).joinpath("signal.lua").read_text()
+_SIGNAL = resources.files(__package__).joinpath("signal.lua").read_text("utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ from workflows.store import run_key, steps_key
 
 logger = logging.getLogger(__name__)
 
-_PARK = resources.files(__package__).joinpath("park.lua").read_text()
-_WAITED = resources.files(__package__).joinpath("waited.lua").read_text()
+_PARK = resources.files(__package__).joinpath("park.lua").read_text("utf-8")
+_WAITED = resources.files(__package__).joinpath("waited.lua").read_text("utf-8")
 
 #: What has no end is kept for so long.
 _FOR_EVER_S = 10 * 366 * 86400

@@ -35,7 +35,7 @@ AGENT_PREFIX = "agentlink:agent:"
 AGENT = "agent"
 
 #: Lua that stands before the scripts that count.
-COUNTING = resources.files(__package__).joinpath("scripts", "fanout.lua").read_text()
+COUNTING = resources.files(__package__).joinpath("scripts", "fanout.lua").read_text("utf-8")
 
 _IN_BODY = "agentlink_in_body"
 _GOES_ON = "agentlink_goes_on"

@@ -43,11 +43,11 @@ BEATS_A_LEASE = 3
 ACKNOWLEDGE_AT_ONCE = 64
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
-_DELIVERIES = _SCRIPTS.joinpath("deliveries.lua").read_text()
-TURNS = _SCRIPTS.joinpath("turns.lua").read_text()
+_DELIVERIES = _SCRIPTS.joinpath("deliveries.lua").read_text("utf-8")
+TURNS = _SCRIPTS.joinpath("turns.lua").read_text("utf-8")
 LIMITS = limits.lua(WAKE=WAKE_PREFIX, DELAYED=DELAYED_PREFIX, SEPARATOR=Channel.sep, REVOKED=REVOKED_KEY)
-EXCHANGE = _DELIVERIES + TURNS + LIMITS + _SCRIPTS.joinpath("exchange.lua").read_text()
-BEAT = _DELIVERIES + LIMITS + _SCRIPTS.joinpath("beat.lua").read_text()
+EXCHANGE = _DELIVERIES + TURNS + LIMITS + _SCRIPTS.joinpath("exchange.lua").read_text("utf-8")
+BEAT = _DELIVERIES + LIMITS + _SCRIPTS.joinpath("beat.lua").read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True)

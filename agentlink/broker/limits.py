@@ -29,7 +29,7 @@ QUEUES_KEY = "agentlink:limited"
 _KEY_MAX, _ID_MAX = 200, 100
 _MARK_MAX_BYTES = 4096
 _NAMES = {"LIMIT": LIMIT_PREFIX, "LIMITED": LIMITED_PREFIX, "PLACES": PLACES_PREFIX, "QUEUES": QUEUES_KEY}
-_SCRIPT = resources.files(__package__).joinpath("scripts", "limits.lua").read_text()
+_SCRIPT = resources.files(__package__).joinpath("scripts", "limits.lua").read_text("utf-8")
 _MARK_MAX = f"local MARK_MAX = {_MARK_MAX_BYTES}\n"
 
 

@@ -32,8 +32,8 @@ from agentlink.broker.limits import LIMIT, Limit
 logger = logging.getLogger(__name__)
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
-_PUBLISH = TURNS + COUNTING + _SCRIPTS.joinpath("publish.lua").read_text()
-_PURGE = LIMITS + _SCRIPTS.joinpath("purge.lua").read_text()
+_PUBLISH = TURNS + COUNTING + _SCRIPTS.joinpath("publish.lua").read_text("utf-8")
+_PURGE = LIMITS + _SCRIPTS.joinpath("purge.lua").read_text("utf-8")
 #: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
 #: the end of it reaches a caller that is still there.
 _ACCEPT_FRACTION = 0.75

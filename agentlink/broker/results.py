@@ -52,7 +52,7 @@ _LOOK_FOR_SENDER_S = 0.2
 #: What tells a task's turns apart.
 _TURN = ("agentlink_place", "replaced_task_nesting", "retries")
 
-_STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text()
+_STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text("utf-8")
 
 
 class ResultBackend(WholeExceptions, LargeResults):

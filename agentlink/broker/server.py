@@ -218,7 +218,7 @@ def _start(settings: Settings, lock_fd: int) -> subprocess.Popen[bytes]:
     config = settings.broker_folder / "valkey.conf"
     try:
         settings.broker_folder.chmod(0o700)  # where it was there before us, too
-        config.write_text(_config(settings))
+        config.write_text(_config(settings), "utf-8")
         with log_path(settings).open("ab") as log:
             server = subprocess.Popen(
                 [str(executable), str(config)],

@@ -26,7 +26,7 @@ RUN_PREFIX = "agentlink:run:"
 #: Kinds of what is said: a part of the step's output, and a line of its log.
 EMIT, LOG = "emit", "log"
 
-_TELL = resources.files(__package__).joinpath("scripts", "tell.lua").read_text()
+_TELL = resources.files(__package__).joinpath("scripts", "tell.lua").read_text("utf-8")
 _MESSAGE_MAX_CHARS = 500
 
 

@@ -61,6 +61,14 @@ def _start_waiting_run(home: OwnHome, name: str = "run") -> tuple[Command, Path]
     return command, go
 
 
+def _in_a_shell(home: OwnHome, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = Path(sys.executable).with_name("agentlink")
+    return subprocess.run(
+        ["sh", "-c", script.replace("agentlink", str(command))], cwd=home.folder, env=home.environment() | variables,
+        text=True, capture_output=True, timeout=40, check=False,
+    )  # fmt: skip
+
+
 def _state_of_latest_run(home: OwnHome) -> RunState:
     return store.latest_runs(home.client, 1)[0].state
 
@@ -95,6 +103,18 @@ def test_a_run_that_fails_prints_its_state_step_and_error(running: OwnHome, word
     assert run.returncode == 1
     assert what in run.stdout.splitlines()
     assert "Traceback" not in run.stdout + run.stderr
+    assert "fail: 1 of 1 done" not in run.stdout
+
+
+def test_a_workflow_that_the_workers_do_not_know_is_told_with_what_to_do(running: OwnHome) -> None:
+    """They were started without the module."""
+    (running.folder / "later_module.py").write_text(MY_MODULE)
+    run = running.agentlink("run", "greeting", "you", imports="later_module")
+    assert run.returncode == 1
+    assert (
+        "FAILED: later_module.greeting: NotRegistered: 'later_module.greeting' is not known to the worker; "
+        "AGENTLINK_IMPORTS, where that is started, names the modules with your own"
+    ) in run.stdout.splitlines()
 
 
 def test_run_stops_nothing_that_was_up_before(running: OwnHome) -> None:
@@ -215,6 +235,24 @@ def test_a_module_that_cannot_be_imported_is_one_line_that_names_it(home: OwnHom
     assert home.processes() == []
 
 
+@pytest.mark.parametrize("name", ["tasks.py", "workflows/__init__.py", "agentlink/__init__.py"])
+def test_a_module_that_hides_one_of_ours_is_named(home: OwnHome, name: str) -> None:
+    """Python would find it first, here or in a worker that is started here."""
+    (home.folder / name).parent.mkdir(exist_ok=True)
+    (home.folder / name).touch()
+    refused = home.agentlink("run", "sums", "1")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"agentlink: {home.folder / name} has the name of a package of AgentLink's own")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_current_folder_that_is_gone_is_said(home: OwnHome) -> None:
+    done = _in_a_shell(home, "mkdir gone; cd gone; rmdir ../gone; agentlink runs")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("agentlink: the current folder is gone: ")
+    assert done.stderr.count("\n") == 1
+
+
 # -- status
 
 
@@ -266,6 +304,33 @@ def test_status_says_soon_that_the_broker_is_stuck(running: OwnHome) -> None:
         facts = running.status()
         assert time.monotonic() - begun < 5
     assert f"pid {running.broker_pid()} does not answer" in facts["broker"]["why"]
+
+
+# -- output
+
+
+def test_what_an_output_can_not_hold_is_escaped(running: OwnHome) -> None:
+    for script in ("agentlink run one_fails \u00fcber", "agentlink runs --count 1"):
+        done = _in_a_shell(running, script, PYTHONIOENCODING="ascii")
+        assert done.stderr == ""
+        assert "ValueError: \\xfcber" in done.stdout
+
+
+def test_a_locale_of_ascii_alone_will_do(home: OwnHome) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = _in_a_shell(home, "agentlink run immediate 21 --json", **plain)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "error"),
+    [("/dev/full", 1, "agentlink: system: No space left on device\n"), ("&-", 0, "")],
+)
+def test_an_output_that_can_not_be_written_is_no_traceback(
+    running: OwnHome, output: str, status: int, error: str
+) -> None:
+    done = _in_a_shell(running, f"agentlink runs >{output}")
+    assert (done.returncode, done.stderr) == (status, error)
 
 
 # -- doctor, and settings that make no sense

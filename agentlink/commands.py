@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 from dataclasses import asdict
@@ -10,12 +9,11 @@ from functools import partial, wraps
 from typing import Any
 
 import click
-from rich.console import Console
 
 from agentlink import runs_commands, supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
-from agentlink.console import page_console
+from agentlink.console import json_option, live_console, page_console, print_json
 from agentlink.guard_commands import guard
 from agentlink.schedule_commands import schedule
 from agentlink.settings import load
@@ -71,7 +69,7 @@ def down() -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def status(as_json: bool) -> None:
     """Show the broker, the workers and their guards, the queues and the latest runs."""
     settings = load()
@@ -79,7 +77,7 @@ def status(as_json: bool) -> None:
 
     facts = status_page.collect(settings)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         status_page.show(facts, page_console())
 
@@ -101,7 +99,7 @@ def run(context: click.Context, workflow: str, arguments: tuple[str, ...], keep:
 
     task = run_view.find_workflow(workflow)
     args, kwargs = run_view.parse_arguments(task, arguments)
-    console = Console(stderr=as_json, highlight=False)
+    console = live_console(stderr=as_json)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout 60 agentlink run` is as good as Ctrl-C
     handle, succeeded = None, None
     with on_demand.use(settings, keep=keep) as used:
@@ -126,11 +124,11 @@ def run(context: click.Context, workflow: str, arguments: tuple[str, ...], keep:
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until the run has ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print each line, and each part of the output, as JSON.")
 def logs(run_id: str, follow: bool, as_json: bool) -> None:
-    """Print what the steps of RUN have logged and put out."""
-    from agentlink import run_logs, running  # Celery takes a third of a second to import
+    """Print what the steps of RUN, an id or what it begins with, have logged and put out."""
+    from agentlink import run_logs, running, runs_page  # Celery takes a third of a second to import
 
     with running.broker(load()) as client:
-        items = run_logs.items(client, run_id, live=follow)
+        items = run_logs.items(client, runs_page.find(client, run_id).id, live=follow)
         run_logs.write(run_logs.as_json(items) if as_json else run_logs.as_text(items), partial(click.echo, nl=False))
 
 
@@ -141,7 +139,7 @@ def _filters(command: Any) -> Any:
 
 @cli.group(invoke_without_command=True)
 @_filters
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 @click.pass_context
 def dead(context: click.Context, task: str | None, text: str | None, as_json: bool) -> None:
     """List the tasks whose process died at every attempt, newest first; send them again or drop them.
@@ -158,14 +156,14 @@ def dead(context: click.Context, task: str | None, text: str | None, as_json: bo
     with running.broker(load()) as client:
         found = letters.chosen(client, (), all_of_them=True, task=task, text=text)
         if as_json:
-            click.echo(json.dumps([asdict(letter) for letter in found], indent=2))
+            print_json([asdict(letter) for letter in found])
         else:
             letters.show_list(client, found, page_console())
 
 
 @dead.command("show")
 @click.argument("id_", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def dead_show(id_: str, as_json: bool) -> None:
     """Show everything that is known of a dead letter, its message and arguments whole."""
     from agentlink import dead as letters
@@ -174,7 +172,7 @@ def dead_show(id_: str, as_json: bool) -> None:
     with running.broker(load()) as client:
         facts = letters.everything(client, id_)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         letters.show(facts, page_console())
 

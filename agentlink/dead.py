@@ -11,11 +11,11 @@ from typing import Any
 import redis
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import workflows  # noqa: F401 - it has a say when a letter of a run is sent again
 from agentlink.broker import dead_letters
 from agentlink.broker.dead_letters import DeadLetter
+from agentlink.console import print_list
 
 
 def chosen(
@@ -38,20 +38,18 @@ def show_list(client: redis.Redis, letters: list[DeadLetter], console: Console) 
         console.print("no dead letters")
         return
     id_length = dead_letters.prefix_length(client)
-    table = Table(box=None, pad_edge=False, expand=True)
-    for title in ("id", "task", "queue", "attempts", "when"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
-    for letter in letters:
-        table.add_row(
-            escape(letter.id[:id_length]),
-            escape(letter.task.rsplit(".", 1)[-1]),
-            escape(letter.queue),
+    rows = [
+        (
+            letter.id[:id_length],
+            letter.task.rsplit(".", 1)[-1],
+            letter.queue,
             str(letter.attempts),
             _when(letter.buried_at),
-            escape(" ".join(letter.reason.split())),
+            letter.reason,
         )
-    console.print(table)
+        for letter in letters
+    ]
+    print_list(console, ("id", "task", "queue", "attempts", "when", "why"), rows)
 
 
 def everything(client: redis.Redis, prefix: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from agentlink.console import page_console
+from agentlink.console import json_option, page_console, print_json
 from agentlink.settings import load
 from agentlink.units import parse_duration
 
@@ -32,16 +31,13 @@ class _Duration(click.ParamType[float]):
         return duration_s
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-
-
 @click.group()
 def guard() -> None:
     """See what the workers' guards see and do; pause them, or change their limits while they run."""
 
 
 @guard.command("status")
-@_json_option
+@json_option
 @click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
 def guard_status(as_json: bool, watch: bool) -> None:
     """Show what each guard sees and does.
@@ -63,7 +59,7 @@ def guard_status(as_json: bool, watch: bool) -> None:
             return
     guards = guard_cli.look(settings)
     if as_json:
-        click.echo(json.dumps(guards, indent=2))
+        print_json(guards)
     else:
         page_console().print(guard_page.page(guards, time.time()))
 
@@ -94,7 +90,7 @@ def guard_resume() -> None:
 
 
 @guard.group("limits", invoke_without_command=True)
-@_json_option
+@json_option
 @click.pass_context
 def guard_limits(context: click.Context, as_json: bool) -> None:
     """Show the limits, or change them.
@@ -112,7 +108,7 @@ def guard_limits(context: click.Context, as_json: bool) -> None:
     with running.broker(settings) as client:
         limits = guard_orders.limits_in_force(client, settings, running.guards())
     if as_json:
-        click.echo(json.dumps(limits, indent=2))
+        print_json(limits)
     else:
         guard_orders.show_limits(limits, page_console())
 
@@ -139,7 +135,7 @@ def guard_limits_reset() -> None:
 
 
 @guard.command("profiles")
-@_json_option
+@json_option
 def guard_profiles(as_json: bool) -> None:
     """Show what tasks have been measured to take.
 
@@ -151,7 +147,7 @@ def guard_profiles(as_json: bool) -> None:
     with running.broker(load()) as client:
         known = guard_cli.measured(client)
     if as_json:
-        click.echo(json.dumps(known, indent=2))
+        print_json(known)
     else:
         guard_cli.show_profiles(known, page_console())
 

@@ -1,4 +1,4 @@
-"""Where AgentLink keeps everything: the default folder, and which others may be named."""
+"""Where AgentLink keeps everything: the default folder, which others may be named, and how paths are shown."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def checked_home(written: Path) -> Path:
     if not _may_be_closed(home):
         raise ValueError(f"want a folder of its own, got {shown(str(home))}")
     return home
+
+
+def from_home(path: str) -> str:
+    """A path as a shell takes it, short enough to stay whole on a line."""
+    users = os.path.expanduser("~")  # noqa: PTH111 - text is wanted
+    return f"~{path[len(users) :]}" if path.startswith(f"{users}/") else path
 
 
 def _without_tilde(written: Path) -> str:

@@ -22,13 +22,13 @@ from agentlink.broker.errors import BrokerUnavailable
 from agentlink.errors import AgentLinkError
 from agentlink.modules import import_all
 from agentlink.settings import Settings, load
-from agentlink.units import format_duration
+from agentlink.units import format_duration, shown
 from tasks import app
 from workflows import Progress as RunProgress
 from workflows import RunState, StepRecord, WorkflowRun
 from workflows.base import WorkflowTask
 from workflows.errors import CallRefused
-from workflows.states import TERMINAL_RUN_STATES, TERMINAL_STEP_STATES
+from workflows.states import TERMINAL_RUN_STATES, StepState
 from workflows.store import RunRecord
 
 POLL_S = 0.1
@@ -45,7 +45,7 @@ class WorkflowUnknown(AgentLinkError):
 
     def __str__(self) -> str:
         return (
-            f"no workflow is called {self.name!r}; known are {', '.join(self.known)} "
+            f"no workflow is called {shown(self.name)}; known are {', '.join(self.known)} "
             "(AGENTLINK_IMPORTS names the modules with your own)"
         )
 
@@ -79,10 +79,13 @@ def parse_arguments(task: WorkflowTask, words: Iterable[str]) -> tuple[list[Any]
     except TypeError as error:
         raise CallRefused(task.name, f"{error}; it takes {_usage(signature)}") from None
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue
-        bound.arguments[name] = _typed(task, name, value, hints.get(name, Any))
+        kind, wanted = signature.parameters[name].kind, hints.get(name, Any)
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(_typed(task, name, word, wanted) for word in value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            bound.arguments[name] = {word: _typed(task, word, value[word], wanted) for word in value}
+        else:
+            bound.arguments[name] = _typed(task, name, value, wanted)
     return list(bound.args), bound.kwargs
 
 
@@ -128,7 +131,7 @@ def _typed(task: WorkflowTask, name: str, word: str, wanted: Any) -> Any:
             if typing.get_origin(wanted) is list:  # one word for a list of one
                 return [word]
             problem = as_text.errors(include_url=False)[0]["msg"]
-            raise CallRefused(task.name, f"{name}: {problem[0].lower()}{problem[1:]}, got {word!r}") from None
+            raise CallRefused(task.name, f"{name}: {problem[0].lower()}{problem[1:]}, got {shown(word)}") from None
 
 
 def call(task: WorkflowTask, args: list[Any], kwargs: dict[str, Any], settings: Settings) -> WorkflowRun:
@@ -210,12 +213,12 @@ def _whole(so_far: RunProgress) -> dict[str, Any]:
 
 
 def _update(progress: Progress, bars: dict[str, TaskID], steps: list[StepRecord], console: Console) -> None:
-    """One bar for each kind of step, in the order in which they come in the canvas."""
+    """One bar for each kind of step, in the order in which they come in the canvas: how many have succeeded."""
     totals, done = Counter[str](), Counter[str]()
     for step in steps:
         kind = step.name.rsplit(".", 1)[-1]
         totals[kind] += 1
-        done[kind] += step.state in TERMINAL_STEP_STATES
+        done[kind] += step.state is StepState.SUCCEEDED
     for kind, total in totals.items():
         if kind not in bars:
             bars[kind] = progress.add_task(kind, total=total, done="", note="")

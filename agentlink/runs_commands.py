@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from agentlink.console import page_console
+from agentlink.console import json_option, page_console, print_json
 from agentlink.settings import load
 
 STATES = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
@@ -20,7 +20,7 @@ STATES = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
 @click.option("--tag", help="Only runs with this tag.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
 @click.option("--skip", type=click.IntRange(0), default=0, help="So many newer ones are left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def runs(state: str | None, workflow: str | None, tag: str | None, count: int, skip: int, as_json: bool) -> None:
     """List runs, newest first."""
     from agentlink import running, runs_page  # Celery takes a third of a second to import
@@ -30,14 +30,14 @@ def runs(state: str | None, workflow: str | None, tag: str | None, count: int, s
         wanted = RunState(state) if state else None
         found = runs_page.listed(client, state=wanted, workflow=workflow, tag=tag, count=count, skip=skip)
         if as_json:
-            click.echo(json.dumps([asdict(run) for run in found], indent=2))
+            print_json([asdict(run) for run in found])
         else:
             runs_page.show_list(client, found, page_console())
 
 
 @click.command()
 @click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def show(run: str, as_json: bool) -> None:
     """Show everything that is known of RUN, an id or what it begins with."""
     from agentlink import running, runs_page
@@ -47,7 +47,7 @@ def show(run: str, as_json: bool) -> None:
         record = runs_page.find(client, run)
         steps = store.read_steps(client, record.id)
     if as_json:
-        click.echo(json.dumps(runs_page.everything(record, steps), indent=2))
+        print_json(runs_page.everything(record, steps))
     else:
         runs_page.show(record, steps, page_console())
 
@@ -69,7 +69,8 @@ def cancel(ids: tuple[str, ...], reason: str) -> None:
 @click.command()
 @click.argument("ids", metavar="[RUN]...", nargs=-1)
 @click.option("--from", "from_step", help="A step (id, place or task) that runs again, and all after it.")
-@click.option("--args", "with_args", help="JSON: a list or an object of arguments for that step.")
+@click.option("--args", "with_args", help="JSON: a list or an object of arguments for that step, in place of its own; "
+              "what the step before it returns still comes first.")  # fmt: skip
 @click.option("--all", "all_of_them", is_flag=True, help="All failed runs, or those that --workflow and --error leave.")
 @click.option("--workflow", help="Only runs of this workflow, by its full name or its last part.")
 @click.option("--error", help="Only runs with this text in their error.")

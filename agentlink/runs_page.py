@@ -9,8 +9,8 @@ from typing import Any
 import redis
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from agentlink.console import print_list
 from agentlink.units import format_duration, format_size
 from workflows import store
 from workflows.errors import RunAmbiguous, RunUnknown
@@ -63,21 +63,19 @@ def show_list(client: redis.Redis, runs: list[RunRecord], console: Console) -> N
     if not runs:
         console.print("no such runs")
         return
-    table = Table(box=None, pad_edge=False, expand=True)
-    for title in ("run", "workflow", "state", "steps", "called", "took"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
-    for run in runs:
-        table.add_row(
+    rows = [
+        (
             run.id,
-            escape(run.workflow.rsplit(".", 1)[-1]),
+            run.workflow.rsplit(".", 1)[-1],
             run.state,
             f"{run.steps_done}/{run.steps_total}",
             _when(run.called_at),
             format_duration((run.ended_at or time.time()) - run.called_at),
-            escape(((run.failure or {}).get("error") or run.arguments)[:200]),
+            ((run.failure or {}).get("error") or run.arguments)[:200],
         )
-    console.print(table)
+        for run in runs
+    ]
+    print_list(console, ("run", "workflow", "state", "steps", "called", "took", "what"), rows)
     counts = store.count_runs(client)
     console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), highlight=False)
 
@@ -107,19 +105,19 @@ def show(run: RunRecord, steps: list[StepRecord], console: Console) -> None:
     for name, value in lines.items():
         if value is not None:
             console.print(f"{name:<9} {escape(str(value))}", highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for title in ("place", "step", "state", "attempt", "took", "memory", "worker", "id"):
-        table.add_column(title, no_wrap=True)
-    for step in steps[:_STEPS_SHOWN]:
-        took = format_duration((step.ended_at or time.time()) - step.started_at) if step.started_at else ""
-        name = escape(step.name.rsplit(".", 1)[-1])
-        memory = format_size(step.peak_bytes) if step.peak_bytes is not None else ""
-        table.add_row(step.place, name, step.state, str(step.attempt or ""), took, memory, step.worker or "", step.id)
-    console.print(table)
+    titles = ("place", "step", "state", "attempt", "took", "memory", "id", "worker")
+    print_list(console, titles, map(_step_row, steps[:_STEPS_SHOWN]))
     if len(steps) > _STEPS_SHOWN:
         console.print(f"… and {len(steps) - _STEPS_SHOWN} more; --json has them all")
     if failure.get("traceback"):
         console.print(failure["traceback"], highlight=False, markup=False, soft_wrap=True)
+
+
+def _step_row(step: StepRecord) -> tuple[str, ...]:
+    took = format_duration((step.ended_at or time.time()) - step.started_at) if step.started_at else ""
+    name, attempt = step.name.rsplit(".", 1)[-1], str(step.attempt or "")
+    memory = format_size(step.peak_bytes) if step.peak_bytes is not None else ""
+    return step.place, name, step.state, attempt, took, memory, step.id, step.worker or ""
 
 
 def _when(at: float) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 import redis
 from kombu.utils.json import dumps
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from agentlink.console import print_list
 from agentlink.modules import import_all
 from agentlink.run_view import find_workflow, parse_arguments
 from agentlink.settings import load
@@ -95,21 +94,19 @@ def show_list(found: list[Schedule], console: Console) -> None:
     if not found:
         console.print("no schedules; `agentlink schedule add` makes one")
         return
-    table = Table(box=None, pad_edge=False, expand=True)
-    for title in ("name", "workflow", "when", "next", "last", "run"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
-    for schedule in found:
-        table.add_row(
-            escape(schedule.name),
-            escape(schedule.definition.workflow.rsplit(".", 1)[-1]),
-            escape(when(schedule)),
+    rows = [
+        (
+            schedule.name,
+            schedule.definition.workflow.rsplit(".", 1)[-1],
+            when(schedule),
             "paused" if schedule.paused else shown(schedule, schedule.next_at),
             shown(schedule, schedule.fired_at),
-            escape(schedule.run_id or ""),
-            escape(_remark(schedule)),
+            schedule.run_id or "",
+            _remark(schedule),
         )
-    console.print(table)
+        for schedule in found
+    ]
+    print_list(console, ("name", "workflow", "when", "next", "last", "run", "what"), rows)
 
 
 def when(schedule: Schedule) -> str:

@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-from agentlink.console import page_console
+from agentlink.console import json_option, page_console, print_json
 from agentlink.settings import load
 
 # Celery takes a third of a second to import: what does the work is imported where needed.
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 _NEXT_MAX = 1_000
 
 
@@ -46,7 +45,7 @@ def schedule_add(name: str, workflow: str, arguments: tuple[str, ...], **options
 
 
 @schedule.command("list")
-@_json_option
+@json_option
 def schedule_list(as_json: bool) -> None:
     """Show all schedules: when they come next, what they have started last, and what is wrong with them."""
     from agentlink import running, schedule_cli
@@ -55,7 +54,7 @@ def schedule_list(as_json: bool) -> None:
     with running.broker(load()) as client:
         found = schedules.read_all(client)
     if as_json:
-        click.echo(json.dumps([schedule_cli.facts(one) for one in found], indent=2))
+        print_json([schedule_cli.facts(one) for one in found])
     else:
         schedule_cli.show_list(found, page_console())
 
@@ -99,7 +98,7 @@ def schedule_resume(name: str) -> None:
 @schedule.command("next")
 @click.argument("name")
 @click.option("-n", "--count", type=click.IntRange(1, _NEXT_MAX), default=5, show_default=True, help="How many times.")
-@_json_option
+@json_option
 def schedule_next(name: str, count: int, as_json: bool) -> None:
     """Show when a schedule comes next."""
     from agentlink import running, schedule_cli

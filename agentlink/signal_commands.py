@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from agentlink.console import page_console
+from agentlink.console import json_option, page_console, print_json, print_list
 from agentlink.settings import load
 from agentlink.units import format_duration
 
@@ -30,29 +28,33 @@ if TYPE_CHECKING:
 def signal_run(run: str, name: str, payload: str, to_all: bool) -> None:
     """Send RUN the signal NAME: the step that has waited for it longest goes on with JSON as its result.
 
-    If none waits for it yet, it is kept for the first that will. `agentlink waiting` lists what is waited for.
+    RUN is an id or what it begins with. If no step waits for the signal yet, it is kept for the first that will.
+    `agentlink waiting` lists what is waited for.
     """
     try:
         value = json.loads(payload)
     except ValueError:
         example = json.dumps(payload)
         raise click.BadParameter(f"want JSON, like 'true' or '{example}', got {payload!r}", param_hint="JSON") from None
-    from agentlink import running
+    from agentlink import running, runs_page
     from workflows import signals
 
     with running.broker(load()) as client:
+        run_id = runs_page.find(client, run).id
         try:
-            count = signals.send(client, run, name, value, to_all=to_all)
+            count = signals.send(client, run_id, name, value, to_all=to_all)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+        waited_for = {wait.name for wait in signals.waits_of(client, [run_id]) if wait.name}
     if count == 0:
-        click.echo(f"kept: nothing in run {run} waits for {name!r} yet")
+        instead = f"; it waits for {', '.join(map(repr, sorted(waited_for)))}" if waited_for else ""
+        click.echo(f"kept: nothing in run {run_id} waits for {name!r} yet{instead}")
     else:
         click.echo("a step goes on" if count == 1 else f"{count} steps go on")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def waiting(as_json: bool) -> None:
     """List the steps that wait for a signal or a time, the one that has waited longest first."""
     from agentlink import running
@@ -61,7 +63,7 @@ def waiting(as_json: bool) -> None:
     with running.broker(load()) as client:
         waits = signals.all_waits(client)
     if as_json:
-        click.echo(json.dumps([asdict(wait) for wait in waits], indent=2))
+        print_json([asdict(wait) for wait in waits])
     else:
         show(waits, page_console(), time.time())
 
@@ -71,16 +73,14 @@ def show(waits: list[Wait], console: Console, now: float) -> None:
     if not waits:
         console.print("nothing waits")
         return
-    table = Table(box=None, pad_edge=False, expand=True)
-    for title in ("run", "waits for", "since", "time left"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
-    for wait in waits:
-        table.add_row(
-            escape(wait.run_id),
-            escape(wait.name or "its time"),
+    rows = [
+        (
+            wait.run_id,
+            wait.name or "its time",
             format_duration(max(0.0, now - wait.since)),
             "-" if wait.until is None else format_duration(max(0.0, wait.until - now)),
-            escape(" ".join(wait.prompt.split())),
+            wait.prompt,
         )
-    console.print(table)
+        for wait in waits
+    ]
+    print_list(console, ("run", "waits for", "since", "time left", "question"), rows)

@@ -9,12 +9,12 @@ import redis
 from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from agentlink import guard_page, running
 from agentlink import up as up_process
 from agentlink.broker import dead_letters, limits, queues, server
+from agentlink.console import print_list
 from agentlink.settings import Settings
 from agentlink.units import format_duration, format_size
 from tasks import app
@@ -161,17 +161,15 @@ def _up_line(up: dict[str, Any] | None) -> str:
 def _show_runs(runs: list[dict[str, Any]], console: Console) -> None:
     if not runs:
         return
-    table = Table(box=None, pad_edge=False, expand=True)
-    for title in ("run", "workflow", "state", "steps", "time"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)  # the others keep the width they need
-    for run in runs:
-        table.add_row(
+    rows = [
+        (
             run["id"],
             run["workflow"].rsplit(".", 1)[-1],
             run["state"],
             f"{run['steps_done']}/{run['steps_total']}",
             format_duration(run["took_s"]),
-            escape((run["error"] or run["arguments"])[:80]),
+            (run["error"] or run["arguments"])[:80],
         )
-    console.print(table)
+        for run in runs
+    ]
+    print_list(console, ("run", "workflow", "state", "steps", "time", "what"), rows)

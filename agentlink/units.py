@@ -16,7 +16,7 @@ _NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)")
 # The most that programs in C, the broker among them, can count; and a thousand years.
 _SIZE_MAX_BYTES = 2**63 - 1
 _DURATION_MAX_S = 1000 * 366 * 86400
-_NAME_MAX = 100
+NAME_MAX = 100
 
 
 def parse_size(value: object) -> int:
@@ -66,8 +66,8 @@ def checked_name(value: object) -> str | None:
     """
     if value is None:
         return None
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) == len(value) <= _NAME_MAX:
-        raise ValueError(f"want a name of 1 to {_NAME_MAX} printable characters, got {shown(value)}")
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value.strip()) == len(value) <= NAME_MAX:
+        raise ValueError(f"want a name of 1 to {NAME_MAX} printable characters, got {shown(value)}")
     return value
 
 

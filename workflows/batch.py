@@ -29,6 +29,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from agentlink import settings
 from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.cancelled import RUN_HEADER
+from agentlink.home import from_home
 from agentlink.units import format_duration, shown
 from tasks import command
 from tasks.app import task
@@ -140,12 +141,16 @@ def prepare(file: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def show(result: dict[str, Any]) -> str:
     """A table of all jobs, and where their output is."""
     lines = ["| job | exit code | time | attempts | output |", "|---|---:|---:|---:|---|"]
+    # The folder that all output is below is told once: with it, a path is too long for the table.
+    folders = [os.path.dirname(one["output"]) for one in result["jobs"] if one["output"]]  # noqa: PTH120 - text is wanted
+    folder = os.path.commonpath(folders) if folders else None
     for one in result["jobs"]:
         name = re.sub(r"([\\`*_\[\]|<>~#])", r"\\\1", one["name"])
-        output = f"`{_from_home(one['output'])}`" if one["output"] else "none"
+        output = f"`{os.path.relpath(one['output'], folder)}`" if one["output"] else "none"
         duration = format_duration(one["seconds"])
         lines.append(f"| {name} | {one['exit_code']} | {duration} | {one['attempts']} | {output} |")
-    return "\n".join([*lines, "", f"{len(result['jobs'])} jobs of `{_from_home(result['file'])}`"])
+    below = [f"Output below  \n`{from_home(folder)}`"] if folder else []
+    return "\n".join([*lines, "", f"{len(result['jobs'])} jobs of `{from_home(result['file'])}`", "", *below])
 
 
 @workflow(prepare=prepare, show=show)
@@ -184,8 +189,3 @@ def _reason(error: Exception) -> str:
 def _listed(texts: list[str], between: str) -> str:
     more = [f"and {len(texts) - _LISTED_MAX} more"] if len(texts) > _LISTED_MAX else []
     return between.join(texts[:_LISTED_MAX] + more)
-
-
-def _from_home(path: str) -> str:
-    home = os.path.expanduser("~")  # noqa: PTH111 - text is wanted
-    return f"~{path[len(home) :]}" if path.startswith(f"{home}/") else path

@@ -17,6 +17,8 @@ from workflows.errors import WorkflowError
 
 TOP_FIELDS = ("keep_going", "jobs")
 JOBS_MAX = 10_000
+# What is no file of jobs at all has an error in each line.
+_SHOWN_MAX = 20
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(\w+)\}", re.ASCII)
 
 
@@ -30,7 +32,9 @@ class BatchInvalid(WorkflowError):
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return f"{self.file}: {self.problems[0]}"
-        return "\n  ".join([f"{self.file} has {len(self.problems)} errors:", *self.problems])
+        more = len(self.problems) - _SHOWN_MAX
+        lines = [*self.problems[:_SHOWN_MAX], *([f"and {more} more"] if more > 0 else [])]
+        return "\n  ".join([f"{self.file} has {len(self.problems)} errors:", *lines])
 
 
 @dataclass(kw_only=True)

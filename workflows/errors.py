@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentlink.errors import AgentLinkError
-from agentlink.units import format_duration, shown
+from agentlink.units import NAME_MAX, format_duration, shown
 from tasks.errors import CallRefused as CallRefused
 
 
@@ -19,7 +19,7 @@ class RunUnknown(WorkflowError):
         self.run_id = run_id
 
     def __str__(self) -> str:
-        return f"no run {self.run_id} is known: it never was, or it ended longer ago than keep_results"
+        return f"no run {shown(self.run_id)} is known: it never was, or it ended longer ago than keep_results"
 
 
 class RunAmbiguous(WorkflowError):
@@ -30,8 +30,8 @@ class RunAmbiguous(WorkflowError):
         self.prefix, self.ids = prefix, ids
 
     def __str__(self) -> str:
-        shown = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
-        return f"{len(self.ids)} runs' ids begin with {self.prefix!r} ({shown}); give more of it"
+        some = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
+        return f"{len(self.ids)} runs' ids begin with {self.prefix!r} ({some}); give more of it"
 
 
 class RunNotEnded(WorkflowError):
@@ -129,7 +129,8 @@ class ScheduleRefused(WorkflowError):
         self.name, self.problem = name, problem
 
     def __str__(self) -> str:
-        return f"schedule {self.name}: {self.problem}"
+        name = self.name if 0 < len(self.name) <= NAME_MAX else shown(self.name)
+        return f"schedule {name}: {self.problem}"
 
 
 class ZoneUnknown(WorkflowError, ValueError):
@@ -151,4 +152,4 @@ class ScheduleUnknown(WorkflowError):
         self.name, self.known = name, known
 
     def __str__(self) -> str:
-        return f"no schedule is called {self.name!r}; known are: {', '.join(self.known) or 'none'}"
+        return f"no schedule is called {shown(self.name)}; known are: {', '.join(self.known) or 'none'}"

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import redis
+from celery.exceptions import NotRegistered
 
 from agentlink.broker import along, fanout
 from agentlink.broker.calls import DELIVERIES_HEADER, Command
@@ -68,6 +69,8 @@ _SET_TOTAL = "redis.call('HSET', KEYS[1], 'steps_total', redis.call('HLEN', KEYS
 _ARGUMENTS_MAX_CHARS = 2_000
 
 _ERROR_MAX_CHARS = 20_000
+
+_NOT_KNOWN = "is not known to the worker; AGENTLINK_IMPORTS, where that is started, names the modules with your own"
 
 
 def creation_commands(
@@ -255,6 +258,8 @@ def _error_text(result: Any) -> str:
     message = result.get("exc_message")
     words = ", ".join(map(str, message)) if isinstance(message, (list, tuple)) else str(message)
     words = result.get("exc_text") or words  # it says something else than its arguments
+    if result.get("exc_type") == NotRegistered.__name__:
+        words = f"{words} {_NOT_KNOWN}"
     return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
 
 

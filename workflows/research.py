@@ -17,6 +17,7 @@ from celery import chord
 from celery.canvas import Signature
 
 from agentlink import settings
+from agentlink.home import from_home
 from tasks import bm25, files, passages, report
 from tasks.app import task
 from tasks.words import words
@@ -87,14 +88,8 @@ def show(result: report.Report) -> str:
     """The passages, and where the whole report is; what was not searched is in there."""
     answer = report.markdown(report.Report(**(result | {"skipped": []})))
     left_out = f"{len(result['skipped'])} files and folders were not searched; the report names them.  \n"
-    where = "\n".join(f"- `{_from_home(result[name])}`" for name in ("report_html", "report_markdown"))
+    where = "  \n".join(f"`{from_home(result[name])}`" for name in ("report_html", "report_markdown"))
     return f"{answer}\n---\n{left_out if result['skipped'] else ''}The report:\n\n{where}\n"
-
-
-def _from_home(path: str) -> str:
-    """A path as a shell takes it, short enough to stay whole on a line."""
-    home = os.path.expanduser("~")  # noqa: PTH111 - text is wanted
-    return f"~{path[len(home) :]}" if path.startswith(f"{home}/") else path
 
 
 @workflow(prepare=prepare, show=show)

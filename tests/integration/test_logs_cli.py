@@ -36,7 +36,7 @@ def test_a_run_that_has_ended(home: OwnHome, tmp_path: Path) -> None:
     assert "100 %" in shown
     assert "said two" in shown
     for options in ((), ("--follow",)):
-        printed = home.agentlink("logs", run_id, *options)
+        printed = home.agentlink("logs", run_id[:8], *options)
         assert (printed.returncode, printed.stderr) == (0, "")
         one, said_one, two, said_two = printed.stdout.splitlines()
         assert (one, two) == ("one", "two")
@@ -64,4 +64,4 @@ def test_a_run_nobody_knows_is_one_sentence(home: OwnHome) -> None:
     for options in ((), ("--follow",)):
         refused = home.agentlink("logs", "nothing", *options)
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.startswith("agentlink: no run nothing is known")
+        assert refused.stderr.startswith("agentlink: no run 'nothing' is known")

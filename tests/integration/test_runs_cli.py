@@ -62,8 +62,8 @@ def test_a_run_is_shown_by_what_its_id_begins_with(home: OwnHome) -> None:
     ("arguments", "error"),
     [
         (("show", "aaaa"), "2 runs' ids begin with 'aaaa'"),
-        (("show", "cccc"), "no run cccc is known"),
-        (("cancel", "cccc"), "no run cccc is known"),
+        (("show", "cccc"), "no run 'cccc' is known"),
+        (("cancel", "cccc"), "no run 'cccc' is known"),
         (("resume", "bbbb"), "run bbbb3333-three can't be resumed now: it is QUEUED"),
         (("resume",), "want either ids or --all"),
         (("resume", "bbbb", "--error", "x"), "--workflow and --error go with --all"),

@@ -61,13 +61,13 @@ def test_what_waits_is_listed_and_goes_on_when_it_is_signalled(home: OwnHome, pa
 def test_one_that_nobody_waits_for_yet_is_kept(home: OwnHome) -> None:
     run_id = start_run(home, "asks.delay()")
     sent = home.agentlink("signal", run_id, "later")
-    assert sent.stdout == f"kept: nothing in run {run_id} waits for 'later' yet\n"
+    assert sent.stdout == f"kept: nothing in run {run_id} waits for 'later' yet; it waits for 'approval'\n"
     assert home.client.lrange(signals.signals_key(run_id), 0, -1) == ["later\0null"]
 
 
 def test_one_for_all_says_how_many_go_on(home: OwnHome) -> None:
     run_id = start_run(home, "asks_twice_at_once.delay()", 2)
-    assert home.agentlink("signal", "--to-all", run_id, "word", '"x"').stdout == "2 steps go on\n"
+    assert home.agentlink("signal", "--to-all", run_id[:8], "word", '"x"').stdout == "2 steps go on\n"
 
 
 def test_a_timer_shows_how_much_time_is_left(home: OwnHome) -> None:
@@ -80,9 +80,8 @@ def test_a_timer_shows_how_much_time_is_left(home: OwnHome) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        (["nothing", "go"], 1, "agentlink: no run nothing is known: it never was, or it ended longer ago"),
+        (["nothing", "go"], 1, "agentlink: no run 'nothing' is known: it never was, or it ended longer ago"),
         (["nothing", "go", "yes"], 2, "want JSON, like 'true' or '\"yes\"', got 'yes'"),
-        (["nothing", ""], 2, "want a name of 1 to 100 printable characters"),
         (["nothing"], 2, "Missing argument 'NAME'"),
     ],
 )
@@ -91,6 +90,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(home: OwnHome, words: list[s
     assert (refused.returncode, refused.stdout) == (status, "")
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_name_that_no_signal_can_have_is_refused(home: OwnHome) -> None:
+    refused = home.agentlink("signal", start_run(home, "asks.delay()"), "")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "want a name of 1 to 100 printable characters, got ''" in refused.stderr
 
 
 def test_without_a_broker_nothing_is_started(tmp_path: Path) -> None:

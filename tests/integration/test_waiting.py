@@ -191,7 +191,7 @@ def test_a_full_broker_takes_no_signal(system: System) -> None:
 
 
 def test_runs_nobody_knows_are_sent_nothing(system: System) -> None:
-    with pytest.raises(RunUnknown, match="no run nothing is known"):
+    with pytest.raises(RunUnknown, match="no run 'nothing' is known"):
         WorkflowRun("nothing").signal("approval")
     assert not list(system.client.scan_iter("*nothing*"))
 

@@ -71,6 +71,16 @@ env = { A = [1] }
     ]
 
 
+def test_of_very_many_errors_the_first_are_shown(tmp_path: Path) -> None:
+    """Of what is no file of jobs at all, each line is one."""
+    with pytest.raises(BatchInvalid) as caught:
+        plan(tmp_path, "words\n" * 100)
+    head, *lines = str(caught.value).splitlines()
+    assert head.endswith("jobs.toml has 100 errors:")
+    assert (len(lines), lines[-1]) == (21, "  and 80 more")
+    assert len(caught.value.problems) == 100
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -216,8 +226,11 @@ def test_the_answer_is_a_table() -> None:
     assert text.splitlines() == [
         "| job | exit code | time | attempts | output |",
         "|---|---:|---:|---:|---|",
-        "| a\\|b | 0 | 250 ms | 2 | `/x/stdout` |",
+        "| a\\|b | 0 | 250 ms | 2 | `stdout` |",
         "| c | 0 | 250 ms | 2 | none |",
         "",
         "2 jobs of `/y/jobs.toml`",
+        "",
+        "Output below  ",
+        "`/x`",
     ]

@@ -16,7 +16,7 @@ from agentlink.broker.cancelled import RUN_HEADER
 from tasks.app import app
 from tasks.base import BaseTask
 from workflows.plan import own_steps
-from workflows.store import PLACE_HEADER, STANDS_FOR_HEADER
+from workflows.store import PLACE_HEADER, REPLAY_HEADER, STANDS_FOR_HEADER
 
 
 def joined(request: Any, canvas: Signature) -> Signature:
@@ -33,6 +33,8 @@ def joined(request: Any, canvas: Signature) -> Signature:
         if run_id is None:
             continue
         headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
+        if replay := getattr(request, REPLAY_HEADER, None):
+            headers[REPLAY_HEADER] = replay  # what had succeeded is to tell those that come after it once more
         if leaf is not last:
             headers |= {STANDS_FOR_HEADER: request.id}
         # A run in the step's place ends it. Any other task there is that step itself: its place is known.

@@ -44,13 +44,13 @@ end
 
 -- What was planned of a run that is to run again from its beginning may be planned otherwise.
 local function forget_plan(run)
-    redis.call('DEL', run .. ':steps')
+    redis.call('DEL', run .. ':steps', run .. ':waits')
     for _, field in ipairs(redis.call('HKEYS', run)) do
         if string.find(field, '^graph:') or string.find(field, '^counted:') then redis.call('HDEL', run, field) end
     end
 end
 
-local function reset(run, again)
+local function reset(run, replay, again)
     local id, steps = string.sub(run, #facts.runs + 1), redis.call('HGETALL', run .. ':steps')
     local open, done = 0, 0
     for i = 1, #steps, 2 do
@@ -67,9 +67,9 @@ local function reset(run, again)
     end
     set_state(facts, run, 'QUEUED')
     redis.call('HSET', run, 'steps_done', done, 'open', open, 'steps_total', redis.call('HLEN', run .. ':steps'))
-    redis.call('HINCRBY', run, 'replay', 1)
-    redis.call('HDEL', run, 'failure', 'ended_at', 'compensated')
-    for _, key in ipairs({run, run .. ':steps', run .. ':below'}) do redis.call('EXPIRE', key, keep_s) end
+    redis.call('HSET', run, 'replay', replay)
+    redis.call('HDEL', run, 'failure', 'ended_at')
+    for _, key in ipairs({run, run .. ':steps', run .. ':below', run .. ':waits', run .. ':signals'}) do redis.call('EXPIRE', key, keep_s) end
     redis.call('DEL', facts.results .. id)
     redis.call('ZREM', CANCELLED_RUNS, id)
     redis.call('ZREM', ERRANDS, 'end ' .. id, 'compensate ' .. id)
@@ -80,7 +80,7 @@ local function reset(run, again)
     for _, below in ipairs(each_below(run)) do
         local state = redis.call('HGET', below, 'state')
         local below_again = again or chosen[string.sub(below, #facts.runs + 1)]
-        if below_again or state == 'FAILED' or state == 'CANCELLED' then reset(below, below_again) end
+        if below_again or state == 'FAILED' or state == 'CANCELLED' then reset(below, replay, below_again) end
     end
 end
 
@@ -91,7 +91,7 @@ if parent and parent ~= '' then return {'below', parent} end
 if state ~= 'FAILED' and state ~= 'CANCELLED' and not (state == 'SUCCEEDED' and next(chosen)) then return {'state', state} end
 local running = running_step(KEYS[1])
 if running then return {'running', running} end
-reset(KEYS[1], false)
+reset(KEYS[1], tonumber(redis.call('HGET', KEYS[1], 'replay') or 0) + 1, false)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'args:' .. cjson.decode(ARGV[3])[1], ARGV[4]) end
 -- Whoever asked is about to build it again; should that process end now, a worker does.
 add_errand(facts, 'replay', KEYS[1], facts.now + 2)

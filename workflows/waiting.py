@@ -93,6 +93,8 @@ def _waits(self: Any, name: str | None, *, timeout_s: float | None, on_timeout: 
         return loads(payload)
     if said == "forgotten":
         logger.info("task %s waited for %r in a run that is forgotten", self.request.id, name)
+    if said == "ended":
+        self.backend.mark_as_revoked(self.request.id, "its run has ended", request=self.request)
     if said != "timed out":
         raise Ignore
     if on_timeout is not None:

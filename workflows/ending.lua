@@ -174,8 +174,10 @@ function end_run(facts, run, state)
         withdraw_steps(facts, run)
         local errbacks = redis.call('HGET', run, 'errbacks')
         if errbacks then
-            local outgoing = cjson.decode(errbacks)
-            redis.call('LPUSH', outgoing.key, outgoing.message)
+            -- By a task of its own for each failure: how often it was resumed tells them apart.
+            local outgoing, own = cjson.decode(errbacks), '-' .. (redis.call('HGET', run, 'replay') or '0')
+            local message = string.gsub(outgoing.message, outgoing.id, outgoing.id .. own)
+            redis.call('LPUSH', outgoing.key, message)
             redis.call('PUBLISH', outgoing.wake, '')
         end
         if state == 'CANCELLED' then

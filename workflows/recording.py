@@ -116,6 +116,9 @@ def creation_commands(
         ["ZADD", f"{INDEX_KEY}:{state}", "NX", f"{now:.6f}", run_id],
         ["ZREMRANGEBYSCORE", INDEX_KEY, "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", INDEX_KEY, 0, -settings.keep_runs - 1],
+        # Those that no worker has taken in all that time.
+        ["ZREMRANGEBYSCORE", f"{INDEX_KEY}:{state}", "-inf", f"{now - ttl_s:.6f}"],
+        ["ZREMRANGEBYRANK", f"{INDEX_KEY}:{state}", 0, -settings.keep_runs - 1],
     ]
 
 

@@ -43,6 +43,8 @@ STANDS_FOR_HEADER = "agentlink_stands_for"
 TELLS_END_HEADER = "agentlink_tells_end"
 #: The field of a run with the message that goes out should it fail: see `workflows.errbacks`.
 ERRBACKS_FIELD = "errbacks"
+#: The one with the run that undoes its completed steps, or has.
+UNDONE_FIELD = "undone_by"
 
 
 #: What of a run's hash is its record; it also has its call, which may be large, and its graphs.

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import racing
+from agentlink.broker.errors import Overtaken
+from tasks import app
+from tests.integration import racing, steered
 from tests.integration.conftest import running_system
+from tests.integration.sample import note
 from tests.integration.system import System
 from tests.waiting import wait_until
-from workflows import RunState, StepState, WorkflowRun, store
+from workflows import ResumeRefused, RunState, StepState, WorkflowRun, compensation, errands, store
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with running_system(tmp_path_factory.mktemp("system")) as system:
         system.start_worker(imports=racing.IMPORTS, concurrency=2)
@@ -61,7 +64,7 @@ def test_messages_of_before_the_resumption_do_nothing(system: System, ledger: Pa
 
 
 @pytest.mark.usefixtures("shared")
-class TestResuming:
+class TestOnTheWay:
     def test_an_attempt_put_off_before_it_is_not_made_after_it(self, ledger: Path, tmp_path: Path) -> None:
         cure, go = tmp_path / "cure", tmp_path / "go"
         run = _failed(racing.fails_beside_a_retry.delay(str(ledger), str(cure), str(go)))
@@ -121,13 +124,90 @@ class TestResuming:
         busy.touch()
         assert run.get(timeout=10) == "yes>approved+cured"
 
+    def test_a_run_cancelled_while_it_is_built_has_no_step_that_waits(self, ledger: Path, tmp_path: Path) -> None:
+        building, go = tmp_path / "building", tmp_path / "go"
+        run = racing.slowly_built.delay(str(ledger), str(building), str(go))
+        wait_until(building.exists, what="the workflow function")
+        run.cancel()
+        go.touch()
+        wait_until(lambda: len(run.steps()) == 2, what="the canvas")
+        wait_until(lambda: _states(run) == {StepState.CANCELLED}, what="its end", timeout_s=3)
+
 
 @pytest.mark.usefixtures("shared")
-def test_a_run_cancelled_while_it_is_built_has_no_step_that_waits(ledger: Path, tmp_path: Path) -> None:
-    building, go = tmp_path / "building", tmp_path / "go"
-    run = racing.slowly_built.delay(str(ledger), str(building), str(go))
-    wait_until(building.exists, what="the workflow function")
-    run.cancel()
-    go.touch()
-    wait_until(lambda: len(run.steps()) == 2, what="the canvas")
-    wait_until(lambda: _states(run) == {StepState.CANCELLED}, what="its end", timeout_s=3)
+class TestEachFailure:
+    """Of a run that is resumed and fails again."""
+
+    def test_is_told_once(self, ledger: Path, tmp_path: Path) -> None:
+        told = tmp_path / "told"
+        run = steered.mended.apply_async((str(ledger), str(tmp_path / "cure")), link_error=note.si(str(told)))
+        for times in (1, 2, 3):
+            _failed(run)
+            wait_until(lambda times=times: told.exists() and told.read_text().count("\n") == times, what="the callback")
+            if times < 3:
+                run.resume()
+        (tmp_path / "cure").touch()
+        assert run.resume().get(timeout=20) == "a+cured+b>c>last"
+        assert told.read_text().count("\n") == 3
+
+    def test_is_made_up_for_once(self, ledger: Path, tmp_path: Path) -> None:
+        run = racing.made_up_for.delay(str(ledger), str(tmp_path / "cure"))
+        for times in (1, 2):
+            _failed(run)
+            wait_until(lambda times=times: _lines(ledger)["made up for"] == times, what="the run that makes up for it")
+            if times == 1:
+                run.resume()
+        assert _lines(ledger) == {"a": 1, "made up for": 2}
+
+    def test_of_a_canvas_that_a_plain_client_has_started_and_that_is_refused_is_told(self, tmp_path: Path) -> None:
+        told = tmp_path / "told"
+        result = app.send_task(racing.empty.name, (), link_error=note.si(str(told)))
+        with pytest.raises(Exception, match="an empty chain"):
+            result.get(timeout=10)
+        wait_until(told.exists, what="the callback")
+
+    def test_after_its_steps_were_undone_it_is_started_anew_not_resumed(self, ledger: Path) -> None:
+        run = steered.saga.delay(str(ledger))
+        wait_until(lambda: "cleans up" in ledger.read_text(), what="the clean-up")
+        with pytest.raises(ResumeRefused, match=r"its completed steps were undone by run [0-9a-f-]+: start it anew"):
+            run.resume()
+
+
+def test_a_failure_is_told_once_though_the_worker_that_tells_it_dies(
+    system: System, ledger: Path, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    worker = system.start_worker(imports=racing.IMPORTS, lease="1s")
+    run = steered.mended.apply_async((str(ledger), str(tmp_path / "cure")), link_error=note.si(str(told)))
+    for times in (1, 2):
+        wait_until(lambda: run.progress.state is RunState.FAILED, what="the failure")
+        worker.kill()
+        worker = system.start_worker(imports=racing.IMPORTS, lease="1s")
+        wait_until(lambda times=times: told.exists() and told.read_text().count("\n") == times, what="the callback")
+        wait_until(lambda: not system.in_flight(), what="the end of what the dead worker had")
+        if times == 1:
+            run.resume()
+    assert told.read_text().count("\n") == 2
+
+
+def test_a_run_that_is_resumed_as_it_is_about_to_be_made_up_for_is_not(
+    system: System, ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = racing.made_up_for.delay(str(ledger), str(tmp_path / "cure"))
+    app.backend.mark_as_failure(run.id, RuntimeError("failed from outside"))
+    assert run.progress.state is RunState.FAILED
+    completed = compensation._completed
+
+    def resumed_meanwhile(*args: object) -> object:
+        found = completed(*args)
+        run.resume()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compensation, "_completed", resumed_meanwhile)
+        patched.setattr(racing.made_up_for, "undoes", True)
+        with pytest.raises(Overtaken):
+            compensation.start(system.client, run.id, f"compensate {run.id}")
+    errands.do_due(system.client)
+    assert [one.id for one in store.latest_runs(system.client, 9)] == [run.id]
+    assert run.progress.state is RunState.QUEUED

@@ -104,7 +104,7 @@ def show_list(found: list[Schedule], console: Console) -> None:
             escape(schedule.name),
             escape(schedule.definition.workflow.rsplit(".", 1)[-1]),
             escape(when(schedule)),
-            "paused" if schedule.paused else shown(schedule, schedule.next_at),
+            coming_next(schedule),
             shown(schedule, schedule.fired_at),
             escape(schedule.run_id or ""),
             escape(_remark(schedule)),
@@ -118,6 +118,13 @@ def when(schedule: Schedule) -> str:
     if definition.every_ms is None:
         return f"{definition.cron} {definition.timezone}"
     return f"every {format_duration(definition.every_ms / 1000)}"
+
+
+def coming_next(schedule: Schedule) -> str:
+    """When it comes next, in a person's words."""
+    if schedule.paused:
+        return "paused"
+    return "when its run ends" if schedule.waits_ms is not None else shown(schedule, schedule.next_at)
 
 
 def shown(schedule: Schedule, at: float | None) -> str:
@@ -134,8 +141,12 @@ def _remark(schedule: Schedule) -> str:
     """What a person should know besides."""
     if schedule.error:
         return schedule.error
-    declared = ["declared in code, changed since" if schedule.changed else "declared in code"]
-    return ", ".join([
-        *(declared if schedule.declared else []),
-        *(["missed times are made up for once"] if schedule.definition.missed == "once" else []),
-    ])  # fmt: skip
+    definition = schedule.definition
+    said = {
+        f"times skipped as its run goes on: {schedule.skipped}": schedule.skipped and definition.overlap == "skip",
+        "declared in code, changed since" if schedule.changed else "declared in code": schedule.declared,
+        "missed times are made up for once": definition.missed == "once",
+        "its runs wait for each other": definition.overlap == "wait",
+        "its runs may overlap": definition.overlap == "allow",
+    }
+    return ", ".join(words for words, holds in said.items() if holds)

@@ -30,6 +30,8 @@ def schedule() -> None:
 @click.option("--timezone", metavar="ZONE", help="Of --cron, like Europe/Berlin; this machine's by default.")
 @click.option("--missed", default="skip", show_default=True, metavar="skip|once",
               help="Whether one run makes up for the times at which no worker was there.")  # fmt: skip
+@click.option("--overlap", default="skip", show_default=True, metavar="skip|wait|allow",
+              help="Whether a time that comes while a run goes on is left out, waits for its end, or starts one beside it.")  # fmt: skip
 @click.option("--paused", is_flag=True, help="Do not run it before it is resumed.")
 @click.option("--replace", is_flag=True, help="Change the schedule of this name if there is one.")
 def schedule_add(name: str, workflow: str, arguments: tuple[str, ...], **options: Any) -> None:

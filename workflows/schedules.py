@@ -39,6 +39,16 @@ class Schedule:
     fired_at: float | None
     run_id: str | None
     error: str | None
+    #: The last run that one of its times has started, where that is another than the last of all, which a person has.
+    timed_run_id: str | None = None
+    #: How many of its times were left out since its last run, which goes on; or the one that waits for its end, in ms.
+    skipped: int = 0
+    waits_ms: int | None = None
+
+    @property
+    def last_run_ids(self) -> list[str]:
+        """The runs that may still go on."""
+        return [run_id for run_id in dict.fromkeys((self.run_id, self.timed_run_id)) if run_id]
 
 
 def schedule_key(name: str) -> str:
@@ -203,7 +213,7 @@ def _change(client: redis.Redis, name: str, write: Callable[[Pipeline], None]) -
 
 def _write_definition(pipe: Pipeline, name: str, definition: Definition, now_ms: int, *, paused: bool) -> None:
     pipe.hset(schedule_key(name), "definition", _json(definition))
-    pipe.hdel(schedule_key(name), "error")
+    pipe.hdel(schedule_key(name), "error", "waits_ms")
     pipe.zadd(INDEX_KEY, {name: _PAUSED if paused else definition.next_ms(now_ms, now_ms)})
 
 
@@ -239,6 +249,9 @@ def _decode(name: str, raw: Mapping[Any, Any], next_ms: float | None) -> Schedul
         fired_at=int(fields["fired_ms"]) / 1000 if "fired_ms" in fields else None,
         run_id=fields.get("run_id"),
         error=fields.get("error"),
+        timed_run_id=fields.get("timed_run_id"),
+        skipped=int(fields.get("skipped", 0)),
+        waits_ms=int(fields["waits_ms"]) if "waits_ms" in fields else None,
     )
 
 

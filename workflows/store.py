@@ -188,17 +188,18 @@ def read_graphs(client: redis.Redis, run_id: str) -> dict[str, Node]:
     }
 
 
-def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
-    """Of these runs, those that are known, and whether each has yet to end."""
+def states_of(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, RunState]:
+    """Of these runs, those that are known, each with its state."""
     with client.pipeline(transaction=False) as pipe:
         for run_id in run_ids:
             pipe.hget(run_key(run_id), "state")
         states = pipe.execute()
-    return {
-        run_id: RunState(as_text(state)) not in TERMINAL_RUN_STATES
-        for run_id, state in zip(run_ids, states, strict=True)
-        if state
-    }
+    return {run_id: RunState(as_text(state)) for run_id, state in zip(run_ids, states, strict=True) if state}
+
+
+def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
+    """Of these runs, those that are known, and whether each has yet to end."""
+    return {run_id: state not in TERMINAL_RUN_STATES for run_id, state in states_of(client, run_ids).items()}
 
 
 def which_ended(client: redis.Redis, run_id: str, step_ids: Sequence[str]) -> set[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -17,12 +15,10 @@ from rich.table import Table
 
 from agentlink.modules import import_all
 from agentlink.run_view import find_workflow, parse_arguments
+from agentlink.schedule_view import coming_next, shown, when
 from agentlink.settings import load
-from agentlink.units import format_duration
 from tasks import app
 from workflows import ScheduleRefused, WorkflowRun, firing, schedules
-from workflows.cron import zone_of
-from workflows.errors import ZoneUnknown
 from workflows.schedule_definition import define
 from workflows.schedules import Schedule
 
@@ -110,31 +106,6 @@ def show_list(found: list[Schedule], console: Console) -> None:
             escape(_remark(schedule)),
         )
     console.print(table)
-
-
-def when(schedule: Schedule) -> str:
-    """The times a schedule means, in a person's words."""
-    definition = schedule.definition
-    if definition.every_ms is None:
-        return f"{definition.cron} {definition.timezone}"
-    return f"every {format_duration(definition.every_ms / 1000)}"
-
-
-def coming_next(schedule: Schedule) -> str:
-    """When it comes next, in a person's words."""
-    if schedule.paused:
-        return "paused"
-    return "when its run ends" if schedule.waits_ms is not None else shown(schedule, schedule.next_at)
-
-
-def shown(schedule: Schedule, at: float | None) -> str:
-    """A time in the schedule's time zone; in the machine's, where it has none or one that is not known here."""
-    if at is None:
-        return ""
-    zone = None
-    with contextlib.suppress(ZoneUnknown):
-        zone = zone_of(schedule.definition.timezone) if schedule.definition.timezone else None
-    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%a %Y-%m-%d %H:%M:%S %Z")
 
 
 def _remark(schedule: Schedule) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from agentlink import guard_page, running, schedule_cli
+from agentlink import guard_page, running, schedule_view
 from agentlink import up as up_process
 from agentlink.broker import dead_letters, limits, queues, server
 from agentlink.settings import Settings
@@ -126,9 +126,9 @@ def _schedules() -> list[dict[str, Any]]:
         {
             "name": one.name,
             "workflow": one.definition.workflow,
-            "when": schedule_cli.when(one),
+            "when": schedule_view.when(one),
             "next_at": one.next_at,
-            "next": schedule_cli.coming_next(one),
+            "next": schedule_view.coming_next(one),
             "paused": one.paused,
             "fired_at": one.fired_at,
             "run_id": one.run_id,

@@ -192,8 +192,8 @@ def workflow(
     `on_failure` is started with the run's id and its failure (a dictionary: step, place, attempts, type, message …).
 
     `schedule="0 7 * * MON", timezone="Europe/Berlin"` or `every="15m"` has it run by itself, without arguments;
-    `missed="once"` also makes up, by one run, for times at which no worker was there. While a run goes on its next time is
-    left out; with `overlap="wait"` it waits for the end, with `"allow"` it does not. The other options are Celery's.
+    `missed="once"` also makes up, by one run, for times at which no worker was there. While a run goes on its next time
+    is left out; with `overlap="wait"` it waits for the end, with `"allow"` it does not. The other options are Celery's.
 
     Raises:
         ValueError: an option makes no sense; it says what would.

@@ -16,8 +16,8 @@ from workflows.errors import ScheduleRefused
 
 #: What becomes of a time that passed while nobody could run it: nothing, or one run for all such times.
 MISSED = ("skip", "once")
-#: What becomes of a time that comes while a run of the schedule's goes on: nothing; one run for all such times when that
-#: has ended; or a run beside it.
+#: What becomes of a time that comes while a run of the schedule's goes on: nothing; one run for all such times when
+#: that has ended; or a run beside it.
 OVERLAP = ("skip", "wait", "allow")
 
 _EVERY_MIN_S = 1.0

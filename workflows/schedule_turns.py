@@ -68,7 +68,7 @@ def skip(client: redis.Redis, name: str, due_ms: int, next_ms: int) -> None:
 
 
 def note_waiting(client: redis.Redis, name: str, due_ms: int) -> None:
-    """Have a time, if it is still the schedule's next, be one that waits for the end of a run, not one that is missed."""
+    """Have a time, if it is still the schedule's next, wait for the end of a run: it is not one that is missed."""
     if_due(client, name, due_ms, lambda pipe: pipe.hset(schedule_key(name), "waits_ms", due_ms))
 
 

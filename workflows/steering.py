@@ -62,8 +62,8 @@ def resume(
     Raises:
         RunUnknown: it never was, or it ended longer ago than results are kept.
         RunNotEnded: it goes on, or one of its steps does.
-        ResumeRefused: the step is not there; or the run is a step of another, which is to be resumed; or completed steps
-            were undone since it failed.
+        ResumeRefused: the step is not there; or the run is a step of another, which is to be resumed; or completed
+            steps were undone since it failed.
     """
     call = store.read_call(client, run_id)  # before anything is changed
     chosen = _chosen(client, run_id, from_step) if from_step is not None else []

@@ -63,8 +63,8 @@ def was_cancelled(client: redis.Redis, request: Any) -> bool:
 def end_cancelled(client: redis.Redis, requests: Iterable[Any], grace_s: float) -> None:
     """Of these running tasks, ask those of cancelled runs to end, and kill those that were asked so long ago.
 
-    They are asked with SIGUSR1, at which their `finally` runs. Those that have just begun are left for the next look: most
-    are messages of the run that are refused, and their processes would be at another run's task when the signal comes.
+    They are asked with SIGUSR1, at which their `finally` runs. Those that have just begun are left for the next look:
+    most are refused at once, and their processes would be at another run's task when the signal comes.
     """
     settled = time.time() - _LOOK_EVERY_S
     in_processes = [

@@ -1,4 +1,4 @@
-"""Runs are cancelled, signalled and resumed while messages of theirs are on their way: nothing runs twice or is lost."""
+"""Runs are cancelled, signalled and resumed while messages of theirs are on their way: none runs twice or is lost."""
 
 from __future__ import annotations
 

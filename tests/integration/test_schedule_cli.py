@@ -70,7 +70,11 @@ def test_whether_its_runs_may_overlap_is_shown(home: OwnHome) -> None:
     _do(home, "add", "alone", NOTED, "p", "--every", "15m")
     _do(home, "add", "patient", NOTED, "p", "--every", "15m", "--overlap", "wait")
     _do(home, "add", "many", NOTED, "p", "--every", "15m", "--overlap", "allow")
-    assert {one["name"]: one["overlap"] for one in _listed(home)} == {"alone": "skip", "patient": "wait", "many": "allow"}
+    assert {one["name"]: one["overlap"] for one in _listed(home)} == {
+        "alone": "skip",
+        "patient": "wait",
+        "many": "allow",
+    }
     home.client.hset("agentlink:schedule:alone", "skipped", 3)
     home.client.hset("agentlink:schedule:patient", "waits_ms", 1)
     _, alone, many, patient = (line.rstrip() for line in _do(home, "list").splitlines())

@@ -377,9 +377,7 @@ class TestOverlap:
         assert (len(broker.fired), _next_s(client)) == (2, 12 * MINUTE_S)
         assert schedules.read(client, "s").waits_ms is None
 
-    def test_one_that_was_missed_does_not_wait(
-        self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
-    ) -> None:
+    def test_one_that_was_missed_does_not_wait(self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock) -> None:
         _put(client, every="1h", overlap="wait")
         clock.now_s += HOUR_S
         Firer(lambda: client).look()

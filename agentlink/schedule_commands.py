@@ -89,7 +89,7 @@ def schedule_pause(name: str) -> None:
 @click.argument("name")
 def schedule_resume(name: str) -> None:
     """Have a paused schedule go on with the times to come."""
-    from agentlink import running, schedule_cli, schedule_view
+    from agentlink import running, schedule_view
     from workflows import schedules
 
     with running.broker(load()) as client:

@@ -174,8 +174,8 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(f"in flight {facts['in_flight']}", highlight=False)
     if facts["dead_letters"]:
         console.print(f"dead      {facts['dead_letters']}: `agentlink dead` lists them", highlight=False)
-    for line in _schedule_lines(facts["schedules"]):
-        console.print(f"schedule  {line}", highlight=False, soft_wrap=True)
+    for said in _schedule_lines(facts["schedules"]):
+        console.print(f"schedule  {said}", highlight=False, soft_wrap=True)
     _show_runs(facts["runs"], console)
 
 

@@ -18,6 +18,7 @@ from redis.client import Pipeline
 from agentlink.units import checked_name
 from workflows.errors import ScheduleRefused, ScheduleUnknown
 from workflows.schedule_definition import Definition
+from workflows.store import as_text
 
 #: All schedules, by the time they come next.
 INDEX_KEY = "agentlink:schedules"
@@ -164,7 +165,7 @@ def read_all(client: redis.Redis) -> list[Schedule]:
 def names(client: redis.Redis) -> list[str]:
     """The names of all schedules, in order."""
     found: list[Any] = client.zrange(INDEX_KEY, 0, -1)  # no scores asked for
-    return sorted(_text(name) for name in found)
+    return sorted(as_text(name) for name in found)
 
 
 def declare(client: redis.Redis, name: str, definition: Definition) -> None:
@@ -224,7 +225,7 @@ def _known(client: redis.Redis, pipe: Pipeline, name: str) -> dict[str, str]:
 
 
 def _fields(client: redis.Redis, name: str) -> dict[str, str]:
-    return {_text(field): _text(value) for field, value in client.hgetall(schedule_key(name)).items()}
+    return {as_text(field): as_text(value) for field, value in client.hgetall(schedule_key(name)).items()}
 
 
 def _json(definition: Definition) -> str:
@@ -237,7 +238,7 @@ def _definition(said: str) -> Definition:
 
 
 def _decode(name: str, raw: Mapping[Any, Any], next_ms: float | None) -> Schedule:
-    fields = {_text(field): _text(value) for field, value in raw.items()}
+    fields = {as_text(field): as_text(value) for field, value in raw.items()}
     paused = "paused" in fields
     return Schedule(
         name=name,
@@ -253,7 +254,3 @@ def _decode(name: str, raw: Mapping[Any, Any], next_ms: float | None) -> Schedul
         skipped=int(fields.get("skipped", 0)),
         waits_ms=int(fields["waits_ms"]) if "waits_ms" in fields else None,
     )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -53,10 +54,10 @@ def test_messages_of_before_the_resumption_do_nothing(system: System, ledger: Pa
     worker = system.start_worker(imports=racing.IMPORTS, concurrency=1)
     run = racing.fails_early.delay(str(ledger), str(cure), 40)
     wait_until(lambda: run.progress.state is RunState.FAILED, what="the failure")
-    worker.process.send_signal(19)
+    worker.process.send_signal(signal.SIGSTOP)
     cure.touch()
     run.resume()
-    worker.process.send_signal(18)
+    worker.process.send_signal(signal.SIGCONT)
     began_at = time.monotonic()
     assert run.get(timeout=20) == "+".join(["cured", *(f"{number}>{number}b" for number in range(40))])
     assert time.monotonic() - began_at < 4  # the watch over lost chords would come later

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -16,12 +14,10 @@ from rich.console import Console
 from agentlink.console import print_list
 from agentlink.modules import import_all
 from agentlink.run_view import find_workflow, parse_arguments
+from agentlink.schedule_view import coming_next, shown, when
 from agentlink.settings import load
-from agentlink.units import format_duration
 from tasks import app
 from workflows import ScheduleRefused, WorkflowRun, firing, schedules
-from workflows.cron import zone_of
-from workflows.errors import ZoneUnknown
 from workflows.schedule_definition import define
 from workflows.schedules import Schedule
 
@@ -99,7 +95,7 @@ def show_list(found: list[Schedule], console: Console) -> None:
             schedule.name,
             schedule.definition.workflow.rsplit(".", 1)[-1],
             when(schedule),
-            "paused" if schedule.paused else shown(schedule, schedule.next_at),
+            coming_next(schedule),
             shown(schedule, schedule.fired_at),
             schedule.run_id or "",
             _remark(schedule),
@@ -109,30 +105,16 @@ def show_list(found: list[Schedule], console: Console) -> None:
     print_list(console, ("name", "workflow", "when", "next", "last", "run", "what"), rows)
 
 
-def when(schedule: Schedule) -> str:
-    """The times a schedule means, in a person's words."""
-    definition = schedule.definition
-    if definition.every_ms is None:
-        return f"{definition.cron} {definition.timezone}"
-    return f"every {format_duration(definition.every_ms / 1000)}"
-
-
-def shown(schedule: Schedule, at: float | None) -> str:
-    """A time in the schedule's time zone; in the machine's, where it has none or one that is not known here."""
-    if at is None:
-        return ""
-    zone = None
-    with contextlib.suppress(ZoneUnknown):
-        zone = zone_of(schedule.definition.timezone) if schedule.definition.timezone else None
-    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%a %Y-%m-%d %H:%M:%S %Z")
-
-
 def _remark(schedule: Schedule) -> str:
     """What a person should know besides."""
     if schedule.error:
         return schedule.error
-    declared = ["declared in code, changed since" if schedule.changed else "declared in code"]
-    return ", ".join([
-        *(declared if schedule.declared else []),
-        *(["missed times are made up for once"] if schedule.definition.missed == "once" else []),
-    ])  # fmt: skip
+    definition = schedule.definition
+    said = {
+        f"times skipped as its run goes on: {schedule.skipped}": schedule.skipped and definition.overlap == "skip",
+        "declared in code, changed since" if schedule.changed else "declared in code": schedule.declared,
+        "missed times are made up for once": definition.missed == "once",
+        "its runs wait for each other": definition.overlap == "wait",
+        "its runs may overlap": definition.overlap == "allow",
+    }
+    return ", ".join(words for words, holds in said.items() if holds)

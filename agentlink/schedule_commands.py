@@ -29,6 +29,8 @@ def schedule() -> None:
 @click.option("--timezone", metavar="ZONE", help="Of --cron, like Europe/Berlin; this machine's by default.")
 @click.option("--missed", default="skip", show_default=True, metavar="skip|once",
               help="Whether one run makes up for the times at which no worker was there.")  # fmt: skip
+@click.option("--overlap", default="skip", show_default=True, metavar="skip|wait|allow",
+              help="Whether a time is left out while a run goes on, waits for its end, or starts another.")  # fmt: skip
 @click.option("--paused", is_flag=True, help="Do not run it before it is resumed.")
 @click.option("--replace", is_flag=True, help="Change the schedule of this name if there is one.")
 def schedule_add(name: str, workflow: str, arguments: tuple[str, ...], **options: Any) -> None:
@@ -36,12 +38,12 @@ def schedule_add(name: str, workflow: str, arguments: tuple[str, ...], **options
 
     Arguments are given as to `agentlink run`: in the order of the workflow's parameters, or by name: `--top 5`.
     """
-    from agentlink import running, schedule_cli
+    from agentlink import running, schedule_cli, schedule_view
 
     with running.broker(load()) as client:
         added = schedule_cli.add(client, name, workflow, arguments, **options)
-        first = "paused" if added.paused else f"next {schedule_cli.shown(added, added.next_at)}"
-        click.echo(f"{added.name}: {schedule_cli.when(added)}, {first}")
+        first = "paused" if added.paused else f"next {schedule_view.shown(added, added.next_at)}"
+        click.echo(f"{added.name}: {schedule_view.when(added)}, {first}")
 
 
 @schedule.command("list")
@@ -86,13 +88,13 @@ def schedule_pause(name: str) -> None:
 @click.argument("name")
 def schedule_resume(name: str) -> None:
     """Have a paused schedule go on with the times to come."""
-    from agentlink import running, schedule_cli
+    from agentlink import running, schedule_view
     from workflows import schedules
 
     with running.broker(load()) as client:
         schedules.resume(client, name)
         resumed = schedules.read(client, name)
-        click.echo(f"{name}: next {schedule_cli.shown(resumed, resumed.next_at)}")
+        click.echo(f"{name}: next {schedule_view.shown(resumed, resumed.next_at)}")
 
 
 @schedule.command("next")
@@ -101,7 +103,7 @@ def schedule_resume(name: str) -> None:
 @json_option
 def schedule_next(name: str, count: int, as_json: bool) -> None:
     """Show when a schedule comes next."""
-    from agentlink import running, schedule_cli
+    from agentlink import running, schedule_cli, schedule_view
 
     with running.broker(load()) as client:
         found, times = schedule_cli.coming(client, name, count)
@@ -109,7 +111,7 @@ def schedule_next(name: str, count: int, as_json: bool) -> None:
         click.echo(json.dumps(times))
         return
     for at in times:
-        click.echo(schedule_cli.shown(found, at))
+        click.echo(schedule_view.shown(found, at))
     if found.paused:
         click.echo(f"{name} is paused: it would come then, were it resumed now", err=True)
 

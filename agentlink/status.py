@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -11,17 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from agentlink import guard_page, running
+from agentlink import guard_page, running, schedule_view
 from agentlink import up as up_process
 from agentlink.broker import dead_letters, limits, queues, server
 from agentlink.console import print_list
 from agentlink.settings import Settings
 from agentlink.units import format_duration, format_size
 from tasks import app
-from workflows import store
+from workflows import schedules, store
 
 RUNS_SHOWN = 10
 LIMITS_SHOWN = 10
+SCHEDULES_SHOWN = 5
 
 
 def collect(settings: Settings) -> dict[str, Any]:
@@ -35,13 +37,14 @@ def collect(settings: Settings) -> dict[str, Any]:
         "limits": [],
         "in_flight": 0,
         "dead_letters": 0,
+        "schedules": [],
         "runs": [],
     }
     if facts["broker"]["why"]:
         return facts
     try:
         facts["broker"] = _broker(settings)
-        facts["runs"] = _runs()
+        facts["runs"], facts["schedules"] = _runs(), _schedules()
         facts["workers"] = _workers()
         names = {queue for worker in facts["workers"] for queue in worker["queues"]} | {app.conf.task_default_queue}
         client = app.backend.client
@@ -114,6 +117,29 @@ def _runs() -> list[dict[str, Any]]:
     ]
 
 
+def _schedules() -> list[dict[str, Any]]:
+    """The one that comes next first, the paused ones last."""
+    client = app.backend.client
+    found = sorted(schedules.read_all(client), key=lambda one: (one.next_at is None, one.next_at, one.name))
+    states = store.states_of(client, [one.run_id or "" for one in found])
+    return [
+        {
+            "name": one.name,
+            "workflow": one.definition.workflow,
+            "when": schedule_view.when(one),
+            "next_at": one.next_at,
+            "next": schedule_view.coming_next(one),
+            "paused": one.paused,
+            "fired_at": one.fired_at,
+            "run_id": one.run_id,
+            "run_state": states.get(one.run_id or ""),
+            "skipped": one.skipped,
+            "error": one.error,
+        }
+        for one in found
+    ]
+
+
 def show(facts: dict[str, Any], console: Console) -> None:
     """Print the facts for a person."""
     up, broker = facts["up"], facts["broker"]
@@ -148,7 +174,20 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(f"in flight {facts['in_flight']}", highlight=False)
     if facts["dead_letters"]:
         console.print(f"dead      {facts['dead_letters']}: `agentlink dead` lists them", highlight=False)
+    for said in _schedule_lines(facts["schedules"]):
+        console.print(f"schedule  {said}", highlight=False, soft_wrap=True)
     _show_runs(facts["runs"], console)
+
+
+def _schedule_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    for one in found[:SCHEDULES_SHOWN]:
+        last = f", last run {one['run_state'] or 'forgotten'}" if one["run_id"] else ""
+        skipped = f", {one['skipped']} skipped since" if one["skipped"] else ""
+        wrong = f", not fired: {one['error']}" if one["error"] else ""
+        coming = one["next"] if one["paused"] else f"next {one['next']}"
+        yield escape(f"{one['name']}: {coming}{last}{skipped}{wrong}")
+    if len(found) > SCHEDULES_SHOWN:
+        yield f"{len(found) - SCHEDULES_SHOWN} more: `agentlink schedule list` shows them"
 
 
 def _up_line(up: dict[str, Any] | None) -> str:

@@ -26,6 +26,7 @@ from resource_guard.gate import CAP_HEADER
 from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks import arguments
 from tasks.errors import MemoryLimitExceeded
+from tasks.fitting import check_what_follows
 from tasks.large_arguments import body_has_ended
 from tasks.limits import Limits
 from tasks.telling import Telling, tell_so_far, told_at_the_end
@@ -123,14 +124,25 @@ class BaseTask(Telling, Task, Generic[P, R]):
         """Celery's: have a worker run the task.
 
         Raises:
-            ArgumentsUnfit: the arguments don't fit the task's parameters; nothing was sent.
+            ArgumentsUnfit: the arguments don't fit the task's parameters, or those of what comes after it in a chain or
+                chord that is sent with it; nothing was sent.
             BrokerUnavailable: nothing was accepted, and nothing of this call will run later.
             FanOutExceeded: the same; a task's run, or the agent that calls, has more steps by now than it may.
         """
         header = getattr(self, "__header__", None)  # Celery's, which is quick, but says nothing of the task
         if header is None or not arguments.are_taken_by(header, args or (), kwargs or {}):
             self.check_arguments(args or (), kwargs or {})
+        if self._begins_a_canvas(options):
+            check_what_follows(options, self._get_app())
         return super().apply_async(args, kwargs, *more, **options)
+
+    def _begins_a_canvas(self, options: dict[str, Any]) -> bool:
+        """Whether a call sends more with it, which nobody has looked at where it was planned or sent before."""
+        if not (options.get("chain") or options.get("chord")) or options.get("retries"):
+            return False
+        sender = self._get_app().current_worker_task
+        planned = "agentlink_place" in (options.get("headers") or {})
+        return not planned and (sender is None or fanout.is_in_body(sender.request))
 
     @cached_property
     def parameters(self) -> inspect.Signature:

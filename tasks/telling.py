@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -26,9 +28,21 @@ LINE_MAX_CHARS = 4_000
 
 _OUTLET = "agentlink_outlet"
 
+# The request whose body runs in this context, and its thread: threads that were started with a copy of the context tell
+# for it.
+_body: ContextVar[tuple[Any, int] | None] = ContextVar("agentlink_body", default=None)
+# The threads in which bodies run now.
+_bodies: set[int] = set()
+_making = threading.Lock()
+_warned: set[str] = set()
+
 
 class Telling:
-    """What `BaseTask` gets from here. Of a task that was called as a function, or in no run, the log gets to know."""
+    """What `BaseTask` gets from here. Of a task that was called as a function, or in no run, the log gets to know.
+
+    A thread that a task has started tells for it if it has a copy of its context, which `asyncio.to_thread` gives it,
+    and `threading.Thread(target=contextvars.copy_context().run, args=(function,))`.
+    """
 
     def progress(self, fraction: float, message: str | None = None) -> None:
         """Say how much of the step is done, from 0 to 1, and what it is at; cheap enough for every turn of a loop.
@@ -76,7 +90,26 @@ class Telling:
     def _outlet(self) -> Outlet | None:
         """Where the step that runs tells it; None outside any run."""
         task: Any = self
-        request = task.request
+        request = task.request if task.request_stack.top is not None else self._request_elsewhere() or task.request
+        with _making:
+            return self._outlet_of(request)
+
+    def _request_elsewhere(self) -> Any:
+        """The request of the body that has started this thread, if that is known."""
+        own = threading.get_ident()
+        if (body := _body.get()) is not None:
+            return body[0] if body[1] != own else None
+        if _bodies and own not in _bodies and self._own_name() not in _warned:
+            _warned.add(self._own_name())
+            logger.warning(
+                "%s tells something in a thread of which no step is known, so its run does not get it; start the "
+                "thread with contextvars.copy_context().run",
+                self._own_name(),
+            )
+        return None
+
+    def _outlet_of(self, request: Any) -> Outlet | None:
+        task: Any = self
         if (known := vars(request).get(_OUTLET, False)) is not False:
             outlet: Outlet | None = known
             return outlet
@@ -118,7 +151,8 @@ def told_at_the_end(request: Any) -> Iterator[None]:
         ChunksNotSent: the body has not failed, and what it has put out can't be sent.
     """
     try:
-        yield
+        with _speaking(request):
+            yield
     except BaseException as error:
         waits = isinstance(error, Exception) and not isinstance(error, ChunksNotSent)
         try:
@@ -127,6 +161,18 @@ def told_at_the_end(request: Any) -> Iterator[None]:
             logger.warning("%s", lost)
         raise
     _close(request, PATIENCE_S)
+
+
+@contextlib.contextmanager
+def _speaking(request: Any) -> Iterator[None]:
+    thread = threading.get_ident()
+    token = _body.set((request, thread))
+    _bodies.add(thread)
+    try:
+        yield
+    finally:
+        _bodies.discard(thread)
+        _body.reset(token)
 
 
 def _close(request: Any, patience_s: float) -> None:

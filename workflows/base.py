@@ -198,7 +198,8 @@ def workflow(
     `on_failure` is started with the run's id and its failure (a dictionary: step, place, attempts, type, message …).
 
     `schedule="0 7 * * MON", timezone="Europe/Berlin"` or `every="15m"` has it run by itself, without arguments;
-    `missed="once"` also makes up, by one run, for times at which no worker was there. The other options are Celery's.
+    `missed="once"` also makes up, by one run, for times at which no worker was there. While a run goes on its next time
+    is left out; with `overlap="wait"` it waits for the end, with `"allow"` it does not. The other options are Celery's.
 
     Raises:
         ValueError: an option makes no sense; it says what would.
@@ -233,9 +234,8 @@ def workflow(
             )
             # A workflow that is its run's last step has the run's id: what it builds belongs to that run.
             within = place if place is not None and parent_id is None else ""
-            if request.errbacks and not within:
-                errbacks.keep(request.id, request.root_id, request.errbacks)
-                request.errbacks = None  # or Celery would link them to the canvas
+            if not within:
+                created += errbacks.keeping_commands(request.id, request.root_id, request.errbacks)
             replay = getattr(request, REPLAY_HEADER, None) or 0
             client, patiently = self.backend.client, self.backend.patiently
             overrides = patiently(store.read_overrides, client, request.id) if replay else {}
@@ -244,6 +244,8 @@ def workflow(
             )
             record = partial(recording.record_plan, root_id=request.root_id, within=within, graph=planned.graph)
             patiently(record, client, request.id, created, planned.steps)
+            if not within:
+                request.errbacks = None  # they are kept; or Celery would link them to the canvas
             raise self.replace(planned.canvas)
 
         task: WorkflowTask = app.task(

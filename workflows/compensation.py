@@ -11,12 +11,12 @@ import redis
 from celery import chain
 from celery.canvas import Signature
 
-from agentlink.broker.calls import ALSO
+from agentlink.broker.calls import ALSO, Command
 from tasks.app import app
 from workflows import store
 from workflows.base import keyed_id, workflow
-from workflows.states import StepState
-from workflows.store import ERRANDS_KEY, StepRecord
+from workflows.states import RunState, StepState
+from workflows.store import ERRANDS_KEY, UNDONE_FIELD, StepRecord, run_key
 
 
 @workflow(name="workflows.compensate")
@@ -36,18 +36,27 @@ def start(client: redis.Redis, run_id: str, errand: str) -> None:
     Raises:
         RunUnknown: it is forgotten.
         KeyError: its workflow is not known here.
+        Overtaken: it has been resumed meanwhile.
     """
-    run = store.read_run(client, run_id)
+    run, replay = store.read_run(client, run_id), store.read_call(client, run_id).replay
     task = app.tasks[run.workflow]
     undo = [pair for step in _completed(client, run_id) if (pair := _undoing(step))] if task.undoes else []
     on_failure = task.failure_workflow.name if task.failure_workflow is not None else None
     if not undo and on_failure is None:
         client.zrem(ERRANDS_KEY, errand)
         return
-    options: dict[str, Any] = {ALSO: [["ZREM", ERRANDS_KEY, errand]]}
+    own_id, key = keyed_id(compensate.name, f"{run_id}/{replay}"), run_key(run_id)
+    also: list[Command] = [
+        ["EXPECT", RunState.FAILED, "HGET", key, "state"],
+        ["EXPECT", replay or "false", "HGET", key, "replay"],  # Lua's word for a field that is not there
+        ["ZREM", ERRANDS_KEY, errand],
+    ]
+    if undo:
+        also.append(["HSET", key, UNDONE_FIELD, own_id])
+    options: dict[str, Any] = {ALSO: also}
     compensate.apply_async(
         (run_id, dict(run.failure or {}), undo, on_failure),
-        task_id=keyed_id(compensate.name, f"{run_id}/{store.read_call(client, run_id).replay}"),
+        task_id=own_id,
         tags=[f"for {run_id}"],
         **options,
     )

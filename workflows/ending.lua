@@ -28,6 +28,15 @@ local function count_ended(tree, number)
     end
 end
 
+-- What a run has planned and not reached ends with it.
+local function end_open(run, tree)
+    local open = tonumber(redis.call('HGET', run, 'open') or 0)
+    if open > 0 then
+        count_ended(tree, open)
+        redis.call('HSET', run, 'open', 0)
+    end
+end
+
 local function parsed(step)
     return string.match(step or 'WAITING {}', '^(%u+) (.*)$')
 end
@@ -97,14 +106,21 @@ local function withdraw_steps(facts, run)
     end
 end
 
--- What waits for a signal or a time is asked for no more: its message goes from where it was put aside.
+-- What waits for a signal or a time is asked for no more: its message goes from where it was put aside. What a step was told
+-- and has not taken yet stays: should the run go on, it is told the same.
 local function forget_waits(facts, run)
     local parked = redis.call('HVALS', run .. ':parked')
     for _, value in ipairs(parked) do
         local at = string.find(value, '\0', 1, true)
         redis.call('ZREM', string.sub(value, 1, at - 1), string.sub(value, at + 1))
     end
-    for _, part in ipairs({':parked', ':waits', ':line'}) do redis.call('DEL', run .. part) end
+    redis.call('DEL', run .. ':parked', run .. ':line')
+    local waits = redis.call('HGETALL', run .. ':waits')
+    for i = 1, #waits, 2 do
+        local told = cjson.decode(waits[i + 1])
+        if not (told.payload or told.timed_out) then redis.call('HDEL', run .. ':waits', waits[i]) end
+    end
+    redis.call('EXPIRE', run .. ':waits', facts.keep_s)
     redis.call('ZREM', 'agentlink:waiting', string.sub(run, #facts.runs + 1))
 end
 
@@ -142,11 +158,8 @@ function end_run(facts, run, state)
     redis.call('EXPIRE', run .. ':below', facts.keep_s)
     local id = string.sub(run, #facts.runs + 1)
     local root = redis.call('HGET', run, 'root_id') or id
-    local tree, open = facts.trees .. root, tonumber(redis.call('HGET', run, 'open') or 0)
-    if open > 0 then
-        count_ended(tree, open)
-        redis.call('HSET', run, 'open', 0)
-    end
+    local tree = facts.trees .. root
+    end_open(run, tree)
     count_live(tree, -redis.call('SREM', tree .. ':live', id))
     if root == id then
         redis.call('EXPIRE', tree, facts.keep_s)
@@ -161,8 +174,10 @@ function end_run(facts, run, state)
         withdraw_steps(facts, run)
         local errbacks = redis.call('HGET', run, 'errbacks')
         if errbacks then
-            local outgoing = cjson.decode(errbacks)
-            redis.call('LPUSH', outgoing.key, outgoing.message)
+            -- By a task of its own for each failure: how often it was resumed tells them apart.
+            local outgoing, own = cjson.decode(errbacks), '-' .. (redis.call('HGET', run, 'replay') or '0')
+            local message = string.gsub(outgoing.message, outgoing.id, outgoing.id .. own)
+            redis.call('LPUSH', outgoing.key, message)
             redis.call('PUBLISH', outgoing.wake, '')
         end
         if state == 'CANCELLED' then

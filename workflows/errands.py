@@ -15,6 +15,7 @@ from celery import Celery
 
 from agentlink.broker import chores
 from agentlink.broker.chores import Chore
+from agentlink.broker.errors import BrokerUnavailable, Overtaken
 from workflows import compensation, ending, steering, store
 from workflows.ending import ENDING, ending_facts
 from workflows.errors import RunUnknown
@@ -28,6 +29,8 @@ _LOOK_EVERY_S = 0.5
 # A worker that has taken an errand has so long; then another takes it.
 _DONE_WITHIN_S = 30.0
 _AT_ONCE = 20
+# What takes long to look at, a run of thousands of steps, is looked at so many times more seldom than that takes.
+_REST = 20
 
 #: Take an errand: KEYS[1] the errands, ARGV[1] the errand, ARGV[2] when it was seen to be due, ARGV[3] when it is then.
 _TAKE = """
@@ -70,29 +73,40 @@ def _do(client: redis.Redis, errand: str) -> None:
             _when_none_runs(client, run_id, errand, lambda: compensation.start(client, run_id, errand))
         elif word == "end":
             _end_when_done(client, run_id, errand)
-    except (RunUnknown, KeyError) as error:  # it was forgotten, or this worker does not know its workflow
-        if isinstance(error, RunUnknown):
-            client.zrem(ERRANDS_KEY, errand)
-        else:
-            logger.warning("run %s is left to another worker: this one knows no workflow %s", run_id, error)
+    except RunUnknown:
+        client.zrem(ERRANDS_KEY, errand)
+    except Overtaken:
+        logger.info("run %s was resumed: nothing is made up for", run_id)
+    except KeyError as error:
+        logger.warning("run %s is left to another worker: this one knows no workflow %s", run_id, error)
+    except (redis.RedisError, BrokerUnavailable):
+        raise
+    except Exception:
+        logger.exception("%s: tried again in %.0f s", errand, _DONE_WITHIN_S)
 
 
 def _when_none_runs(client: redis.Redis, run_id: str, errand: str, do: Any) -> None:
     """Steps that still run may succeed, and be among what is to be undone."""
+    began_at = time.monotonic()
     if any(step.state is StepState.RUNNING for step in store.read_steps(client, run_id)):
-        client.zadd(ERRANDS_KEY, {errand: time.time() + _LOOK_EVERY_S}, xx=True)
+        _put_off(client, errand, began_at)
     else:
         do()
 
 
 def _end_when_done(client: redis.Redis, run_id: str, errand: str) -> None:
     """A step of the run has failed for good, and the others may end: it has failed when all have that can."""
-    run = store.read_run(client, run_id)
+    began_at, run = time.monotonic(), store.read_run(client, run_id)
     if run.state in (RunState.QUEUED, RunState.RUNNING) and _may_go_on(client, run_id):
-        client.zadd(ERRANDS_KEY, {errand: time.time() + _LOOK_EVERY_S}, xx=True)
+        _put_off(client, errand, began_at)
         return
     facts = ending_facts(time.time(), run.failure, ending.failed_result(run.failure or {}))
     client.eval(_END, 2, run_key(run_id), ERRANDS_KEY, facts, errand)
+
+
+def _put_off(client: redis.Redis, errand: str, began_at: float) -> None:
+    pause_s = max(_LOOK_EVERY_S, _REST * (time.monotonic() - began_at))
+    client.zadd(ERRANDS_KEY, {errand: time.time() + pause_s}, xx=True)
 
 
 def _may_go_on(client: redis.Redis, run_id: str) -> bool:

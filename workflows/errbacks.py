@@ -1,5 +1,7 @@
 """What a run's caller has linked for its failure (`link_error`, `on_error`) is called once, wherever the run fails.
 
+A run that is resumed and fails again has failed once more.
+
 Celery links it to the tasks of a canvas: to several, so that some failures call it several times, and to none that ends
 by being revoked or by killing its process too often. Here it is kept with the run, as a message ready to be queued, and
 queued in the step that records that the run has failed or was cancelled.
@@ -37,20 +39,15 @@ def keeping_commands(run_id: str, root_id: str | None, errbacks: Any) -> list[Co
     """What keeps them with a run that is being recorded, unless it has some; nothing where there are none."""
     if not (errbacks := maybe_list(errbacks)):
         return []
-    kept, own_id = _Kept(), str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/errbacks"))
+    # Without hyphens: the script that queues it finds it in the message by a pattern, and adds which failure it is.
+    kept, own_id = _Kept(), uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/errbacks").hex
     token = current_bundle.set(kept)
     try:
         # A tree of its own: the run's may be full.
         call_errbacks.apply_async((run_id, root_id or run_id, errbacks), task_id=own_id, root_id=own_id)
     finally:
         current_bundle.reset(token)
-    return [["HSETNX", run_key(run_id), ERRBACKS_FIELD, _encoded(kept.messages[0])]]
-
-
-def keep(run_id: str, root_id: str | None, errbacks: Any) -> None:
-    """Have them kept of a run whose caller has not."""
-    for command in keeping_commands(run_id, root_id, errbacks):
-        app.backend.patiently(app.backend.client.execute_command, *command)
+    return [["HSETNX", run_key(run_id), ERRBACKS_FIELD, _encoded(kept.messages[0], own_id)]]
 
 
 def are_kept(request: Any) -> bool:
@@ -66,22 +63,23 @@ def within(request: Any) -> str:
     return place if place is not None and run_id in (None, request.id) else ""
 
 
-@task(name=_NAME, ignore_result=True)
-def call_errbacks(run_id: str, root_id: str, errbacks: list[dict[str, Any]]) -> None:
+@task(name=_NAME, bind=True, ignore_result=True)
+def call_errbacks(self: Any, run_id: str, root_id: str, errbacks: list[dict[str, Any]]) -> None:
     """Call what a run that has failed has linked for that."""
+    failure = self.request.id.rpartition("-")[2]
     meta = app.backend.get_task_meta(run_id)
     error = meta["result"] if meta["status"] in _CALLED else None
     for number, errback in enumerate(errbacks):
         # Should this be done twice: what has run does not run again.
-        task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/errback/{number}"))
+        task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/errback/{number}/{failure}"))
         own = app.signature(errback).set(task_id=task_id, root_id=root_id, parent_id=run_id)
         own.options["headers"] = (own.options.get("headers") or {}) | {DEPTH_HEADER: 1, TELLS_END_HEADER: True}
         request = Context(id=run_id, root_id=root_id, errbacks=[own], task=_NAME, delivery_info={})
         app.backend._call_task_errbacks(request, error, meta.get("traceback"))
 
 
-def _encoded(outgoing: Outgoing) -> str:
-    return json.dumps({"key": outgoing.key, "message": outgoing.message, "wake": outgoing.wake})
+def _encoded(outgoing: Outgoing, task_id: str) -> str:
+    return json.dumps({"key": outgoing.key, "message": outgoing.message, "wake": outgoing.wake, "id": task_id})
 
 
 def install() -> None:

@@ -21,11 +21,12 @@ from agentlink.broker.calls import ALSO, Command
 from agentlink.broker.errors import BrokerUnavailable, Overtaken
 from agentlink.errors import AgentLinkError
 from tasks.app import app
-from workflows import schedule_turns, schedules
+from workflows import schedule_turns, schedules, store
 from workflows.base import WorkflowTask
 from workflows.errors import ScheduleUnknown, WorkflowError
 from workflows.run import WorkflowRun
 from workflows.schedule_definition import Definition, define
+from workflows.schedules import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -155,16 +156,37 @@ class Firer:
 
     def _try(self, name: str, due_ms: int, now_ms: int) -> None:
         with self._saying(name, due_ms, now_ms):
-            definition = schedules.read(self._client, name).definition
+            schedule = schedules.read(self._client, name)
+            definition, waits = schedule.definition, schedule.waits_ms == due_ms
             next_ms = definition.next_ms(now_ms, due_ms)
-            if definition.missed == "skip" and now_ms - due_ms > LATE_MS:
+            if definition.missed == "skip" and now_ms - due_ms > LATE_MS and not waits:
                 logger.warning("schedule %s: its time %s was missed, and is skipped", name, _shown(due_ms))
                 schedule_turns.move(self._client, name, due_ms, next_ms)
+                return
+            if definition.overlap != "allow" and (run_id := self._going_on(schedule)):
+                self._hold_back(schedule, run_id, due_ms, next_ms)
                 return
             # The same for whoever fires this time: a clock set back runs nothing twice.
             run_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{schedules.schedule_key(name)}/{due_ms}"))
             fire(definition, run_id, schedule_turns.firing_commands(name, due_ms, next_ms, now_ms, run_id))
             logger.info("schedule %s: its time %s has started run %s", name, _shown(due_ms), run_id)
+
+    def _going_on(self, schedule: Schedule) -> str | None:
+        """The run of a schedule's that has yet to end, if any."""
+        going_on = store.which_go_on(self._client, schedule.last_run_ids)
+        return next((run_id for run_id, goes_on in going_on.items() if goes_on), None)
+
+    def _hold_back(self, schedule: Schedule, run_id: str, due_ms: int, next_ms: int) -> None:
+        """Leave out the time of a schedule, or have it wait for the end of the run that goes on."""
+        if schedule.definition.overlap == "skip":
+            schedule_turns.skip(self._client, schedule.name, due_ms, next_ms)
+            said = "is skipped"
+        elif schedule.waits_ms != due_ms:
+            schedule_turns.note_waiting(self._client, schedule.name, due_ms)
+            said = "waits"
+        else:
+            return
+        logger.info("schedule %s: its time %s %s, as run %s goes on", schedule.name, _shown(due_ms), said, run_id)
 
     @contextlib.contextmanager
     def _saying(self, name: str, due_ms: int, now_ms: int) -> Iterator[None]:

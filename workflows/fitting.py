@@ -1,59 +1,22 @@
-"""Whether the arguments of a canvas's steps fit their tasks, as far as that can be known before any of them runs.
-
-A step at the beginning has all its arguments, and so has an immutable one. Any other gets one thing more, as its first
-argument: the result of the step before it, or the list of a chord's results.
-"""
+"""What becomes of a canvas in a run whose steps can't be called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from celery import Celery
-from celery.canvas import Signature, _chain, _chord, group
+from celery.canvas import Signature
 
+from tasks import fitting
 from tasks.errors import ArgumentsUnfit
 from workflows.errors import CanvasUnusable
 
-_RESULT = (None,)
-# What the keywords of a chain, group or chord hold when nothing was given to it as a whole.
-_OWN_KEYWORDS = {"tasks", "header", "body", "kwargs"}
-
 
 def check_steps(canvas: Signature, app: Celery) -> None:
-    """Refuse a canvas with a step whose task can't be called as it would be.
-
-    Tasks that only other workers know can't be looked at; nor can the first steps of a chain, group or chord which was
-    given arguments as a whole.
+    """Refuse a canvas with a step whose task can't be called as it would be; see `tasks.fitting`.
 
     Raises:
         CanvasUnusable: which step, what is wrong with its arguments, and what would fit.
     """
-    for step, before in _steps(canvas, ()):
-        task = app.tasks.get(step.task)
-        check = getattr(task, "check_arguments", None)
-        if check is None or before is None:
-            continue
-        given = before if not step.immutable else ()
-        try:
-            check((*given, *step.args), step.kwargs)
-        except ArgumentsUnfit as error:
-            after = ", with the result of what comes before it as its first argument" if given else ""
-            raise CanvasUnusable(f"the step {error.task}{after}: {error.problem}") from None
-
-
-def _steps(node: Signature, before: tuple[Any, ...] | None) -> Iterator[tuple[Signature, tuple[Any, ...] | None]]:
-    """Each step with what stands before its own arguments; None: that is not known."""
-    if not isinstance(node, (_chain, _chord, group)):
-        yield node, before
-        return
-    if node.immutable or node.args or node.kwargs.keys() - _OWN_KEYWORDS or node.kwargs.get("kwargs"):
-        before = None
-    if isinstance(node, _chain):
-        for index, step in enumerate(node.tasks):
-            yield from _steps(step, _RESULT if index else before)
-        return
-    for step in node.tasks:
-        yield from _steps(step, before)
-    if isinstance(node, _chord):
-        yield from _steps(node.body, _RESULT)
+    try:
+        fitting.check_steps(canvas, app)
+    except ArgumentsUnfit as error:
+        raise CanvasUnusable(str(error)) from None

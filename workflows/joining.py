@@ -15,16 +15,22 @@ from celery.canvas import Signature
 from agentlink.broker.cancelled import RUN_HEADER
 from tasks.app import app
 from tasks.base import BaseTask
+from workflows.fitting import check_steps
 from workflows.plan import own_steps
-from workflows.store import PLACE_HEADER, STANDS_FOR_HEADER
+from workflows.store import PLACE_HEADER, REPLAY_HEADER, STANDS_FOR_HEADER
 
 
 def joined(request: Any, canvas: Signature) -> Signature:
-    """A canvas, ready to replace the task whose request this is."""
+    """A canvas, ready to replace the task whose request this is.
+
+    Raises:
+        CanvasUnusable: one of its steps can't be called as it would be.
+    """
     if getattr(app.tasks.get(request.task), "builds_canvas", False):
         return canvas  # it has been planned
     run_id, nesting = getattr(request, RUN_HEADER, None), getattr(request, "replaced_task_nesting", None) or 0
     canvas, steps, last = own_steps(canvas, app)
+    check_steps(canvas, app)
     for leaf, place in steps:
         if leaf is not last and not leaf.options.get("task_id"):
             # Of what it does, too: an attempt may come to other conclusions than the one before it.
@@ -33,6 +39,8 @@ def joined(request: Any, canvas: Signature) -> Signature:
         if run_id is None:
             continue
         headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
+        if replay := getattr(request, REPLAY_HEADER, None):
+            headers[REPLAY_HEADER] = replay  # what had succeeded is to tell those that come after it once more
         if leaf is not last:
             headers |= {STANDS_FOR_HEADER: request.id}
         # A run in the step's place ends it. Any other task there is that step itself: its place is known.

@@ -14,7 +14,7 @@
 --   ARGV[11] the prefix of runs' keys      ARGV[12] that of keys of delayed messages
 --   ARGV[13] that of the channels on which workers listen     ARGV[14] what parts a queue's name from a priority
 -- Returns {'superseded'}: another worker has it; {'unknown'}: there is no such run; {'forgotten'}: there is none any more;
--- {'signalled', payload}; {'timed out'}; {'parked'}. What a step is told once it is told again, should it ask again.
+-- {'ended'}: it has ended badly; {'signalled', payload}; {'timed out'}; {'parked'}. What a step is told once it is told again, should it ask again.
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local run, steps, waits, parked, line, signals, index, in_flight, started, tree = unpack(KEYS)
@@ -77,6 +77,9 @@ if until_ms and now_ms >= until_ms then
     end
     return {'timed out'}
 end
+
+-- Since the step began; what waited before was forgotten as the run ended.
+if state == 'FAILED' or state == 'CANCELLED' then return {'ended'} end
 
 -- First what frees memory: a full broker refuses a script's first change, if that takes some.
 redis.call('HDEL', in_flight, ARGV[6])

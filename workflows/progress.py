@@ -11,7 +11,7 @@ import redis
 
 from agentlink.broker.streams import told_key
 from workflows.states import TERMINAL_RUN_STATES, TERMINAL_STEP_STATES, RunState
-from workflows.store import RunRecord, StepRecord
+from workflows.store import RunRecord, StepRecord, as_text
 
 # A run that has not succeeded is never shown as done.
 _ALMOST = 0.999
@@ -54,7 +54,7 @@ def read_told(client: redis.Redis, run_id: str) -> dict[str, Told]:
     """What a run's steps have told of their progress, by their ids."""
     told: dict[str, Told] = {}
     for key, value in client.hgetall(told_key(run_id)).items():
-        step_id, _, _ = _text(key).partition("/")
+        step_id, _, _ = as_text(key).partition("/")
         facts = {} if step_id.startswith("#") else json.loads(value)
         if "fraction" not in facts or (step_id in told and told[step_id].at > facts["at"]):
             continue
@@ -111,7 +111,3 @@ def _fraction_done(steps: list[StepRecord], told: Mapping[str, Told], expected_s
         elif step.id in told:  # one that begins again has not undone what the whole was seen to have come to
             done_s += weight_s * told[step.id].top
     return done_s / total_s if total_s else 0.0
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -37,6 +37,7 @@ from workflows.states import (
 from workflows.store import (
     INDEX_KEY,
     PLACE_HEADER,
+    REPLAY_HEADER,
     STANDS_FOR_HEADER,
     TELLS_END_HEADER,
     TOLERATED_HEADER,
@@ -62,9 +63,15 @@ if run[2] and not run[3] and (run[1] == 'QUEUED' or run[1] == 'RUNNING') then re
 return nil
 """
 
+#: What builds a run that was resumed meanwhile tells nothing any more: the run is built again.
+_BUILT_AGAIN = """
+if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'replay') or 0) then return 'stale' end
+return nil
+"""
+
 _RESERVE = COUNTING + script("reserve.lua")
 
-_SET_TOTAL = "redis.call('HSET', KEYS[1], 'steps_total', redis.call('HLEN', KEYS[2]))"
+_PLANNED = ENDING + script("planned.lua")
 
 _ARGUMENTS_MAX_CHARS = 2_000
 
@@ -112,6 +119,9 @@ def creation_commands(
         ["ZADD", f"{INDEX_KEY}:{state}", "NX", f"{now:.6f}", run_id],
         ["ZREMRANGEBYSCORE", INDEX_KEY, "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", INDEX_KEY, 0, -settings.keep_runs - 1],
+        # Those that no worker has taken in all that time.
+        ["ZREMRANGEBYSCORE", f"{INDEX_KEY}:{state}", "-inf", f"{now - ttl_s:.6f}"],
+        ["ZREMRANGEBYRANK", f"{INDEX_KEY}:{state}", 0, -settings.keep_runs - 1],
     ]
 
 
@@ -156,7 +166,8 @@ def record_plan(
         for step in steps:
             pipe.hsetnx(key, step.id, f"{step.state} {_step_json(step)}")
         pipe.expire(key, goes_on_ttl_s())
-        pipe.eval(_SET_TOTAL, 2, run_key(run_id), key)
+        tree, facts = fanout.tree_key(root_id), ending_facts(time.time(), None, None)
+        pipe.eval(_PLANNED, 3, run_key(run_id), key, tree, facts)
         pipe.execute()
 
 
@@ -189,10 +200,16 @@ def transition_commands(
     ended_badly = celery_state in ("FAILURE", "REVOKED")
     failure = _failure(task_id, name, step, result, traceback) if ended_badly else None
     facts = ending_facts(now, failure, parts_of_result(celery_state, result, traceback) if ended_badly else None)
+    built = run_key(run_id if place is not None else task_id)
+    replay = getattr(request, REPLAY_HEADER, None) or 0
     if celery_state == "STARTED" and not getattr(request, TELLS_END_HEADER, None):
         stands_for = getattr(request, STANDS_FOR_HEADER, None) or ""
-        keys, asked = (run_key(run_id), run_key(task_id)), ending_facts(now, None, None)
-        yield [ASK, _MAY_START, 2, *keys, task_id if step else "", int(builds_canvas), asked, stands_for]
+        keys, asked = (run_key(run_id), run_key(task_id), built), ending_facts(now, None, None)
+        planned = place is not None or builds_canvas
+        about = (task_id if step else "", int(builds_canvas), asked, stands_for, replay if planned else "")
+        yield [ASK, _MAY_START, len(keys), *keys, *about]
+    elif really_ran and builds_canvas:
+        yield [ASK, _BUILT_AGAIN, 1, built, replay]
     tolerated = celery_state == "FAILURE" and bool(getattr(request, TOLERATED_HEADER, None))
     yield [
         "EVAL",

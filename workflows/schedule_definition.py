@@ -16,9 +16,12 @@ from workflows.errors import ScheduleRefused
 
 #: What becomes of a time that passed while nobody could run it: nothing, or one run for all such times.
 MISSED = ("skip", "once")
+#: What becomes of a time that comes while a run of the schedule's goes on: nothing; one run for all such times when
+#: that has ended; or a run beside it.
+OVERLAP = ("skip", "wait", "allow")
 
 _EVERY_MIN_S = 1.0
-_WORDS = ("schedule", "every", "timezone", "missed")
+_WORDS = ("schedule", "every", "timezone", "missed", "overlap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Definition:
     every_ms: int | None
     timezone: str | None
     missed: str
+    overlap: str = "skip"  # what was kept before there was a choice has none
 
     def next_ms(self, after_ms: int, anchor_ms: int) -> int:
         """The first time after `after_ms`; intervals are counted from `anchor_ms`, before it or after it.
@@ -56,23 +60,32 @@ def define(
     every: str | float | None = None,
     timezone: str | None = None,
     missed: str = "skip",
+    overlap: str = "skip",
 ) -> Definition:
     """A definition from people's words: `schedule` is a cron expression, `every` a duration like `15m`.
 
-    `timezone` is the machine's by default.
+    `timezone` is the machine's by default. By default too, work that takes longer than its interval does not pile up.
 
     Raises:
         ScheduleRefused: what makes no sense, and what would.
     """
     try:
         every_ms, timezone = _times(schedule, every, timezone)
-        _check_missed(missed)
+        _check("missed", missed, MISSED)
+        _check("overlap", overlap, OVERLAP)
         # As they will come to the workflow.
         args, kwargs = loads(dumps([list(args), dict(kwargs or {})]))
     except (ValueError, TypeError, EncodeError) as error:
         raise ScheduleRefused(name, str(error)) from None
     return Definition(
-        workflow=workflow, args=args, kwargs=kwargs, cron=schedule, every_ms=every_ms, timezone=timezone, missed=missed
+        workflow=workflow,
+        args=args,
+        kwargs=kwargs,
+        cron=schedule,
+        every_ms=every_ms,
+        timezone=timezone,
+        missed=missed,
+        overlap=overlap,
     )
 
 
@@ -109,6 +122,6 @@ def _times(schedule: str | None, every: str | float | None, timezone: str | None
     return round(every_s * 1000), None
 
 
-def _check_missed(missed: str) -> None:
-    if missed not in MISSED:
-        raise ValueError(f"want missed as one of {', '.join(MISSED)}, got {shown(missed)}")
+def _check(word: str, said: str, choices: Sequence[str]) -> None:
+    if said not in choices:
+        raise ValueError(f"want {word} as one of {', '.join(choices)}, got {shown(said)}")

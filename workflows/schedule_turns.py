@@ -30,8 +30,8 @@ def firing_commands(name: str, due_ms: int, next_ms: int, now_ms: int, run_id: s
     """What goes to the broker with the message of the run for one time of a schedule: nothing, if it has passed on."""
     yield ["EXPECT", due_ms, "ZSCORE", INDEX_KEY, name]
     yield ["ZADD", INDEX_KEY, next_ms, name]
-    yield ["HDEL", schedule_key(name), "error"]
-    yield ["HSET", schedule_key(name), "fired_ms", now_ms, "run_id", run_id]
+    yield ["HDEL", schedule_key(name), "error", "skipped", "waits_ms"]
+    yield ["HSET", schedule_key(name), "fired_ms", now_ms, "run_id", run_id, "timed_run_id", run_id]
 
 
 def run_now_commands(name: str, now_ms: int, run_id: str) -> Iterator[Command]:
@@ -55,6 +55,21 @@ def if_due(client: redis.Redis, name: str, due_ms: int, write: Callable[[Pipelin
 def move(client: redis.Redis, name: str, due_ms: int, next_ms: int) -> None:
     """Have a schedule come at another time than it would, if that is still its next."""
     if_due(client, name, due_ms, lambda pipe: pipe.zadd(INDEX_KEY, {name: next_ms}))
+
+
+def skip(client: redis.Redis, name: str, due_ms: int, next_ms: int) -> None:
+    """Leave a time out, since a run goes on, if it is still the schedule's next."""
+
+    def write(pipe: Pipeline) -> None:
+        pipe.zadd(INDEX_KEY, {name: next_ms})
+        pipe.hincrby(schedule_key(name), "skipped", 1)
+
+    if_due(client, name, due_ms, write)
+
+
+def note_waiting(client: redis.Redis, name: str, due_ms: int) -> None:
+    """Have a time, if it is still the schedule's next, wait for the end of a run: it is not one that is missed."""
+    if_due(client, name, due_ms, lambda pipe: pipe.hset(schedule_key(name), "waits_ms", due_ms))
 
 
 def note_error(client: redis.Redis, name: str, due_ms: int, error: str) -> None:

@@ -18,6 +18,7 @@ from redis.client import Pipeline
 from agentlink.units import checked_name
 from workflows.errors import ScheduleRefused, ScheduleUnknown
 from workflows.schedule_definition import Definition
+from workflows.store import as_text
 
 #: All schedules, by the time they come next.
 INDEX_KEY = "agentlink:schedules"
@@ -39,6 +40,16 @@ class Schedule:
     fired_at: float | None
     run_id: str | None
     error: str | None
+    #: The last run that one of its times has started, where that is another than the last of all, which a person has.
+    timed_run_id: str | None = None
+    #: How many of its times were left out since its last run, which goes on; or the one that waits for its end, in ms.
+    skipped: int = 0
+    waits_ms: int | None = None
+
+    @property
+    def last_run_ids(self) -> list[str]:
+        """The runs that may still go on."""
+        return [run_id for run_id in dict.fromkeys((self.run_id, self.timed_run_id)) if run_id]
 
 
 def schedule_key(name: str) -> str:
@@ -154,7 +165,7 @@ def read_all(client: redis.Redis) -> list[Schedule]:
 def names(client: redis.Redis) -> list[str]:
     """The names of all schedules, in order."""
     found: list[Any] = client.zrange(INDEX_KEY, 0, -1)  # no scores asked for
-    return sorted(_text(name) for name in found)
+    return sorted(as_text(name) for name in found)
 
 
 def declare(client: redis.Redis, name: str, definition: Definition) -> None:
@@ -203,7 +214,7 @@ def _change(client: redis.Redis, name: str, write: Callable[[Pipeline], None]) -
 
 def _write_definition(pipe: Pipeline, name: str, definition: Definition, now_ms: int, *, paused: bool) -> None:
     pipe.hset(schedule_key(name), "definition", _json(definition))
-    pipe.hdel(schedule_key(name), "error")
+    pipe.hdel(schedule_key(name), "error", "waits_ms")
     pipe.zadd(INDEX_KEY, {name: _PAUSED if paused else definition.next_ms(now_ms, now_ms)})
 
 
@@ -214,7 +225,7 @@ def _known(client: redis.Redis, pipe: Pipeline, name: str) -> dict[str, str]:
 
 
 def _fields(client: redis.Redis, name: str) -> dict[str, str]:
-    return {_text(field): _text(value) for field, value in client.hgetall(schedule_key(name)).items()}
+    return {as_text(field): as_text(value) for field, value in client.hgetall(schedule_key(name)).items()}
 
 
 def _json(definition: Definition) -> str:
@@ -227,7 +238,7 @@ def _definition(said: str) -> Definition:
 
 
 def _decode(name: str, raw: Mapping[Any, Any], next_ms: float | None) -> Schedule:
-    fields = {_text(field): _text(value) for field, value in raw.items()}
+    fields = {as_text(field): as_text(value) for field, value in raw.items()}
     paused = "paused" in fields
     return Schedule(
         name=name,
@@ -239,8 +250,7 @@ def _decode(name: str, raw: Mapping[Any, Any], next_ms: float | None) -> Schedul
         fired_at=int(fields["fired_ms"]) / 1000 if "fired_ms" in fields else None,
         run_id=fields.get("run_id"),
         error=fields.get("error"),
+        timed_run_id=fields.get("timed_run_id"),
+        skipped=int(fields.get("skipped", 0)),
+        waits_ms=int(fields["waits_ms"]) if "waits_ms" in fields else None,
     )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -26,7 +26,7 @@ from agentlink.settings import load
 from agentlink.units import checked_name, format_size, shown
 from workflows.errors import RunEnded, RunUnknown, TooManySignals
 from workflows.states import RUN_TRANSITIONS, TERMINAL_RUN_STATES, RunState
-from workflows.store import run_key
+from workflows.store import as_text, run_key
 
 #: The runs in which something waits, by since when.
 INDEX_KEY = "agentlink:waiting"
@@ -125,7 +125,7 @@ def waits_of(client: redis.Redis, run_ids: Sequence[str]) -> list[Wait]:
     waits = [
         wait
         for run_id, state, facts in zip(run_ids, answers[::2], answers[1::2], strict=True)
-        if state and RunState(_text(state)) not in TERMINAL_RUN_STATES
+        if state and RunState(as_text(state)) not in TERMINAL_RUN_STATES
         for wait in _decode(run_id, facts.items())
     ]
     return sorted(waits, key=lambda wait: (wait.since, wait.step_id))
@@ -134,7 +134,7 @@ def waits_of(client: redis.Redis, run_ids: Sequence[str]) -> list[Wait]:
 def all_waits(client: redis.Redis) -> list[Wait]:
     """What all runs wait for, the step that has waited longest first."""
     runs: list[bytes | str] = client.zrange(INDEX_KEY, 0, -1)  # type: ignore[assignment]  # no scores asked for
-    return waits_of(client, [_text(run_id) for run_id in runs])
+    return waits_of(client, [as_text(run_id) for run_id in runs])
 
 
 def _said(client: redis.Redis, keys: list[str], args: list[Any]) -> str:
@@ -146,7 +146,7 @@ def _said(client: redis.Redis, keys: list[str], args: list[Any]) -> str:
         try:
             seconds, microseconds = client.time()
             latest_ms = int((seconds + microseconds / 1e6 + accept_s) * 1000)
-            said = _text(script(keys=keys, args=[latest_ms, *args], client=client))
+            said = as_text(script(keys=keys, args=[latest_ms, *args], client=client))
         except (redis.TimeoutError, redis.ConnectionError) as error:
             if time.monotonic() >= ends_at:
                 raise BrokerUnavailable(settings.shown_url, reason_of(error)) from error
@@ -178,13 +178,9 @@ def _decode(run_id: str, facts_by_step: Iterable[tuple[bytes | str, bytes | str]
             continue  # it has what it waited for
         yield Wait(
             run_id=run_id,
-            step_id=_text(step_id),
+            step_id=as_text(step_id),
             name=facts["name"] or None,
             prompt=facts["prompt"],
             since=float(facts["since"]),
             until=int(facts["until_ms"]) / 1000 if "until_ms" in facts else None,
         )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

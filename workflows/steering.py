@@ -62,7 +62,8 @@ def resume(
     Raises:
         RunUnknown: it never was, or it ended longer ago than results are kept.
         RunNotEnded: it goes on, or one of its steps does.
-        ResumeRefused: the step is not there, or it is a step of another run, which is to be resumed.
+        ResumeRefused: the step is not there; or the run is a step of another, which is to be resumed; or completed
+            steps were undone since it failed.
     """
     call = store.read_call(client, run_id)  # before anything is changed
     chosen = _chosen(client, run_id, from_step) if from_step is not None else []
@@ -70,9 +71,9 @@ def resume(
         raise ResumeRefused(run_id, "with_args needs from_step, the step that the arguments are for")
     override = "" if with_args is None else dumps(_pair(with_args))
     failed = _reset(client, run_id, [step.id for step in chosen], override, timeout_s)
+    dead_letters.drop(client, [*failed, run_id])  # before any of them can be one again
     if call.workflow in app.tasks:  # else a worker, which knows it, does so a little later
         replay(client, run_id)
-    dead_letters.drop(client, failed)
 
 
 def resume_all(
@@ -163,6 +164,8 @@ def _reset(client: redis.Redis, run_id: str, chosen: list[str], override: str, t
             raise RunUnknown(run_id)
         if said == "below":
             raise ResumeRefused(run_id, f"it is a step of run {what[0]}: resume that one")
+        if said == "undone":
+            raise ResumeRefused(run_id, f"its completed steps were undone by run {what[0]}: start it anew")
         if said == "state":
             raise RunNotEnded(run_id, f"it is {what[0]}")
         if time.monotonic() > deadline:

@@ -43,6 +43,8 @@ STANDS_FOR_HEADER = "agentlink_stands_for"
 TELLS_END_HEADER = "agentlink_tells_end"
 #: The field of a run with the message that goes out should it fail: see `workflows.errbacks`.
 ERRBACKS_FIELD = "errbacks"
+#: The one with the run that undoes its completed steps, or has.
+UNDONE_FIELD = "undone_by"
 
 
 #: What of a run's hash is its record; it also has its call, which may be large, and its graphs.
@@ -186,17 +188,18 @@ def read_graphs(client: redis.Redis, run_id: str) -> dict[str, Node]:
     }
 
 
-def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
-    """Of these runs, those that are known, and whether each has yet to end."""
+def states_of(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, RunState]:
+    """Of these runs, those that are known, each with its state."""
     with client.pipeline(transaction=False) as pipe:
         for run_id in run_ids:
             pipe.hget(run_key(run_id), "state")
         states = pipe.execute()
-    return {
-        run_id: RunState(as_text(state)) not in TERMINAL_RUN_STATES
-        for run_id, state in zip(run_ids, states, strict=True)
-        if state
-    }
+    return {run_id: RunState(as_text(state)) for run_id, state in zip(run_ids, states, strict=True) if state}
+
+
+def which_go_on(client: redis.Redis, run_ids: Sequence[str]) -> dict[str, bool]:
+    """Of these runs, those that are known, and whether each has yet to end."""
+    return {run_id: state not in TERMINAL_RUN_STATES for run_id, state in states_of(client, run_ids).items()}
 
 
 def which_ended(client: redis.Redis, run_id: str, step_ids: Sequence[str]) -> set[str]:

@@ -16,6 +16,7 @@ from agentlink.broker.results import PATIENCE_S
 from agentlink.broker.streams import EMIT, LOG, stream_key, told_key
 from workflows import store
 from workflows.errors import RunUnknown
+from workflows.store import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ def _read(client: redis.Redis, run_id: str, after_id: str, wait_s: float) -> lis
     answer: Any = client.xread({stream_key(run_id): after_id}, count=_ENTRIES_AT_ONCE, block=block_ms)
     entries = [entry for _, entries in answer for entry in entries]
     return [
-        (_text(entry_id), {_text(name): _text(value) for name, value in fields.items()}) for entry_id, fields in entries
+        (as_text(entry_id), {as_text(name): as_text(value) for name, value in fields.items()})
+        for entry_id, fields in entries
     ]
 
 
@@ -154,8 +156,4 @@ def _items(fields: dict[str, str]) -> Iterator[StreamItem]:
 def _warn_of_lost(client: redis.Redis, run_id: str) -> None:
     if lost := client.hget(told_key(run_id), "#dropped"):
         logger.warning("run %s has put out more than is kept (AGENTLINK_STREAM): its first %s entries are gone",
-                       run_id, _text(lost))  # fmt: skip
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+                       run_id, as_text(lost))  # fmt: skip

@@ -32,7 +32,7 @@ from workflows.errors import CallRefused, RunUnknown, SignalTimedOut
 from workflows.plan import replacement
 from workflows.signals import GOES_ON, INDEX_KEY, line_key, parked_key, signals_key, waits_key
 from workflows.states import STEP_TRANSITIONS, StepState
-from workflows.store import run_key, steps_key
+from workflows.store import as_text, run_key, steps_key
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ def _waits(self: Any, name: str | None, *, timeout_s: float | None, on_timeout: 
         return loads(payload)
     if said == "forgotten":
         logger.info("task %s waited for %r in a run that is forgotten", self.request.id, name)
+    if said == "ended":
+        self.backend.mark_as_revoked(self.request.id, "its run has ended", request=self.request)
     if said != "timed out":
         raise Ignore
     if on_timeout is not None:
@@ -124,7 +126,7 @@ def ask(task: Any, name: str | None, timeout_s: float | None, prompt: str, *, in
         int(settings.keep_results_s / _ASKS_A_LIFE * 1000),
         int(2 * settings.keep_results_s),
         _FOR_EVER_S,
-        json.dumps([GOES_ON, _WAITS_FROM, [_text(key) for key in _needed_later(request, backend)]]),
+        json.dumps([GOES_ON, _WAITS_FROM, [as_text(key) for key in _needed_later(request, backend)]]),
         run_key(""),
         DELAYED_PREFIX,
         WAKE_PREFIX,
@@ -132,7 +134,7 @@ def ask(task: Any, name: str | None, timeout_s: float | None, prompt: str, *, in
     ]
     client = backend.client
     said, *payload = backend.patiently(lambda: Script(client, _PARK)(keys=keys, args=args, client=client))
-    return _text(said), _text(payload[0]) if payload else ""
+    return as_text(said), as_text(payload[0]) if payload else ""
 
 
 def run_of(request: Any) -> str:
@@ -171,10 +173,6 @@ def ended_commands(
     keys = [*(of(run_id) for of in (run_key, steps_key, waits_key, parked_key, line_key)), INDEX_KEY]
     succeeded = "1" if celery_state == "SUCCESS" else ""
     yield ["EVAL", _WAITED, len(keys), *keys, task_id, run_id, succeeded, int(2 * load().keep_results_s)]
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 if ended_commands not in ResultBackend.recorders:

@@ -63,9 +63,15 @@ def was_cancelled(client: redis.Redis, request: Any) -> bool:
 def end_cancelled(client: redis.Redis, requests: Iterable[Any], grace_s: float) -> None:
     """Of these running tasks, ask those of cancelled runs to end, and kill those that were asked so long ago.
 
-    They are asked with SIGUSR1, at which their `finally` runs.
+    They are asked with SIGUSR1, at which their `finally` runs. Those that have just begun are left for the next look:
+    most are refused at once, and their processes would be at another run's task when the signal comes.
     """
-    in_processes = [request for request in requests if request.worker_pid not in (None, os.getpid())]
+    settled = time.time() - _LOOK_EVERY_S
+    in_processes = [
+        request
+        for request in requests
+        if request.worker_pid not in (None, os.getpid()) and (request.time_start or settled) <= settled
+    ]
     runs = [request.request_dict.get(RUN_HEADER) or request.id for request in in_processes]
     cancelled = client.zmscore(CANCELLED_KEY, runs) if runs else []
     now = time.monotonic()

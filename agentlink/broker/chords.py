@@ -37,6 +37,8 @@ PENDING_KEY = "agentlink:chords"
 CHORD_PREFIX = "agentlink:chord:"
 #: A chord is not looked at before it is so old, nor completed before its last member has been done for so long.
 QUIET_S = 5.0
+# The most that one look is at. Where there are more, those looked at come last the next time.
+_AT_ONCE = 1_000
 
 _COUNTERS = (".j", ".s", ".t", ".d", ".c")
 
@@ -110,11 +112,14 @@ class ChordWatch:
         self._backend, self._goes_on = backend, goes_on
 
     def look(self, now: float) -> list[str]:
-        """Look at all once; return the groups' ids of those that were completed or failed."""
+        """Look at those that wait longest; return the groups' ids of those that were completed or failed."""
         client = self._backend.client
-        group_ids = [_text(one) for one in client.zrangebyscore(PENDING_KEY, "-inf", now - QUIET_S)]
+        old = client.zrangebyscore(PENDING_KEY, "-inf", now - QUIET_S, start=0, num=_AT_ONCE)
+        group_ids = [_text(one) for one in old]
         if not group_ids:
             return []
+        if len(group_ids) == _AT_ONCE:
+            client.zadd(PENDING_KEY, dict.fromkeys(group_ids, now), xx=True)
         with client.pipeline(transaction=False) as pipe:
             for group_id in group_ids:
                 pipe.hmget(CHORD_PREFIX + group_id, "run", "last")

@@ -184,7 +184,8 @@ def send_again(client: redis.Redis, letters: Iterable[DeadLetter]) -> int:
     sent = 0
     for letter in letters:
         if client.hexists(LETTERS_KEY, letter.id) and any(resume(client, letter) for resume in resumers):
-            sent += drop(client, [letter.id]) or 1  # it may be gone with the other letters of its run
+            drop(client, [letter.id])
+            sent += 1
         else:
             sent += bool(client.transaction(partial(_send, letter), INDEX_KEY, value_from_callable=True))
     return sent

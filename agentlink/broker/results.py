@@ -50,7 +50,7 @@ PATIENCE_S = 300.0
 _LOOK_FOR_SENDER_S = 0.2
 
 #: What tells a task's turns apart.
-_TURN = ("agentlink_place", "replaced_task_nesting", "retries")
+_TURN = ("agentlink_place", "replaced_task_nesting", "retries", "agentlink_replay")
 
 _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text("utf-8")
 
@@ -140,7 +140,8 @@ class ResultBackend(WholeExceptions, LargeResults):
             if leave(stored):
                 return result
         # A retry, and what a task has replaced itself by, have the task's id and may start before it has ended.
-        # So does a run's last step have the id of the task that built the run's canvas.
+        # So does a run's last step have the id of the task that built the run's canvas, and a step of a run that was
+        # resumed that of the one before.
         turn = ":".join(str(getattr(request, name, None) or 0) for name in _TURN)
         keys = [
             self.get_key_for_task(task_id),

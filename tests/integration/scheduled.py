@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.integration.sample import append_line
+from celery import chain
+
+from tests.integration.sample import append_line, wait_for_file
 from workflows import workflow
 
 IMPORTS = "tests.integration.sample,tests.integration.scheduled"
@@ -14,3 +16,10 @@ IMPORTS = "tests.integration.sample,tests.integration.scheduled"
 def noted(path: str, text: str = "ran") -> Any:
     """One line in a ledger."""
     return append_line.si(path, text)
+
+
+@workflow
+def held_up(path: str, go: str) -> Any:
+    """One line as it begins, and one when the file `go` has come; meanwhile there is a file `go.waits`."""
+    waits = wait_for_file.si(go, started=f"{go}.waits")
+    return chain(append_line.si(path, "begun"), waits, append_line.si(path, "ended"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import itertools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,17 @@ def count_to(self: Any, number: int, begin: int = 0) -> int:
     for each in range(begin, begin + number):
         self.emit(each)
     return int((time.monotonic() - begun) * 1000)
+
+
+@task(bind=True)
+def speak_in_threads(self: Any) -> None:
+    """One thread has a copy of the context, the other has not."""
+    known = threading.Thread(target=contextvars.copy_context().run, args=(self.emit, "known"))
+    unknown = threading.Thread(target=self.emit, args=("unknown",))
+    for thread in (known, unknown):
+        thread.start()
+        thread.join()
+    self.emit("own")
 
 
 @task(bind=True)
@@ -154,3 +167,8 @@ def side_by_side(*numbers: int) -> Any:
 @workflow
 def much(size_bytes: int) -> Any:
     return say_much.si(size_bytes)
+
+
+@workflow
+def said_in_threads() -> Any:
+    return speak_in_threads.si()

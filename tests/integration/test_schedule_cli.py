@@ -66,6 +66,42 @@ def test_one_is_added_listed_paused_resumed_and_removed(home: OwnHome) -> None:
     assert [one["name"] for one in _listed(home)] == ["weekly"]
 
 
+def test_whether_its_runs_may_overlap_is_shown(home: OwnHome) -> None:
+    _do(home, "add", "alone", NOTED, "p", "--every", "15m")
+    _do(home, "add", "patient", NOTED, "p", "--every", "15m", "--overlap", "wait")
+    _do(home, "add", "many", NOTED, "p", "--every", "15m", "--overlap", "allow")
+    assert {one["name"]: one["overlap"] for one in _listed(home)} == {
+        "alone": "skip",
+        "patient": "wait",
+        "many": "allow",
+    }
+    home.client.hset("agentlink:schedule:alone", "skipped", 3)
+    home.client.hset("agentlink:schedule:patient", "waits_ms", 1)
+    _, alone, many, patient = (line.rstrip() for line in _do(home, "list").splitlines())
+    assert alone.endswith("times skipped as its run goes on: 3")
+    assert many.endswith("its runs may overlap")
+    assert "when its run ends" in patient
+    assert patient.endswith("its runs wait for each other")
+
+
+def test_status_tells_when_they_come_and_what_became_of_their_last_runs(home: OwnHome) -> None:
+    for name in ("second", "paused", "first"):
+        _do(home, "add", name, NOTED, "p", "--every", "1h" if name == "first" else "2h")
+    _do(home, "pause", "paused")
+    home.client.hset("agentlink:schedule:first", mapping={"run_id": "gone", "fired_ms": 1, "skipped": 2})
+    page = [line for line in home.agentlink("status").stdout.splitlines() if line.startswith("schedule")]
+    assert [line.split()[1:3] for line in page] == [["first:", "next"], ["second:", "next"], ["paused:", "paused"]]
+    assert page[0].endswith(", last run forgotten, 2 skipped since")
+    facts = json.loads(home.agentlink("status", "--json").stdout)["schedules"]
+    assert [(one["name"], one["paused"], one["run_state"]) for one in facts] == [
+        ("first", False, None), ("second", False, None), ("paused", True, None),
+    ]  # fmt: skip
+    for number in range(5):
+        _do(home, "add", f"more {number}", NOTED, "p", "--every", "1h")
+    page = home.agentlink("status").stdout.splitlines()
+    assert "schedule  3 more: `agentlink schedule list` shows them" in page
+
+
 def test_it_is_changed_in_place(home: OwnHome) -> None:
     _do(home, "add", "one", NOTED, "p", "--every", "15m")
     refused = home.agentlink("schedule", "add", "one", NOTED, "p", "--every", "1h", imports=IMPORTS)

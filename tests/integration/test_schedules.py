@@ -41,7 +41,7 @@ def _due_ms(system: System, name: str = "tick") -> int:
 def test_two_workers_fire_each_time_once_also_when_one_is_killed(system: System) -> None:
     """They take from another queue than the runs' starts go to: these can be counted."""
     workers = [system.start_worker("-Q", "io", imports=scheduled.IMPORTS, concurrency=1) for _ in range(2)]
-    _put(system, "tick", "nowhere")
+    _put(system, "tick", "nowhere", every="1s", overlap="allow")
     first_ms = _due_ms(system)
     wait_until(lambda: system.client.llen("cpu") >= 3, what="three runs")
     workers[0].kill()
@@ -90,6 +90,26 @@ def test_its_runs_are_runs_like_others(system: System, path: Path) -> None:
     assert run.record().workflow == scheduled.noted.name
     assert "'done'" in run.record().arguments
     schedules.pause(system.client, "tick")
+
+
+@pytest.mark.parametrize("overlap", ["skip", "wait"])
+def test_its_runs_do_not_pile_up(system: System, path: Path, overlap: str) -> None:
+    """Two workers, one of which is killed, and a run that takes longer than the interval."""
+    workers = [system.start_worker(imports=scheduled.IMPORTS, lease="1s") for _ in range(2)]
+    go = path.with_name("go")
+    definition = define("tick", scheduled.held_up.name, [str(path), str(go)], every="1s", overlap=overlap)
+    schedules.put(system.client, "tick", definition)
+    wait_until(Path(f"{go}.waits").exists, what="the first run")
+    first_ms = _due_ms(system)
+    workers[0].kill()
+    wait_until(lambda: schedules.server_ms(system.client) > first_ms + 3000, what="three more times")
+    assert path.read_text().split() == ["begun"]
+    found = schedules.read(system.client, "tick")
+    assert found.skipped >= 2 if overlap == "skip" else found.waits_ms == first_ms
+    go.touch()
+    wait_until(lambda: path.read_text().split()[:4] == ["begun", "ended"] * 2, what="the next run")
+    schedules.pause(system.client, "tick")
+    assert len(store.latest_runs(system.client, 9)) <= 3
 
 
 def test_it_survives_a_restart_of_the_worker_and_of_the_broker(system: System, path: Path) -> None:

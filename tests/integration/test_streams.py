@@ -121,6 +121,12 @@ class TestReading:
         assert reader.data == list(range(10_000))
         assert took_ms < 5_000
 
+    def test_a_thread_with_the_context_of_its_step_tells_for_it(self, system: System) -> None:
+        run = talking.said_in_threads.delay()
+        assert [item.data for item in run.stream(timeout=20)] == ["known", "own"]
+        run.get(timeout=20)
+        assert system.workers[0].log.count("in a thread of which no step is known") == 1
+
     def test_parts_of_one_step_come_before_those_of_the_next(self) -> None:
         run = talking.counting.delay(700, 3, 50)
         run.get(timeout=20)

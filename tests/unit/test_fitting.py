@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tasks.errors import ArgumentsUnfit
 from tests.integration.sample import add, hand_over, join, sums, total, twice
 from workflows import CallRefused
 from workflows.errors import CanvasUnusable
+from workflows.joining import joined
 from workflows.plan import plan
 
 
@@ -140,3 +142,46 @@ def test_a_canvas_with_a_step_that_does_not_fit_is_refused(shape: str) -> None:
 def test_a_canvas_whose_steps_fit_or_cannot_be_known_is_planned(build: Callable[[], Any]) -> None:
     steps = plan(build(), "run", app).steps
     assert steps[-1].id == "run"
+
+
+class TestPlainCanvases:
+    """What is sent with a call is looked at where that is made, like the call itself."""
+
+    @pytest.mark.parametrize(
+        ("send", "problem"),
+        [
+            (lambda: (add.s(1, 2) | add.s()).delay(), "add, with the result of what comes before it as its first"),
+            (lambda: chain(add.s(1, 2), twice.s(), add.si(1)).apply_async(), "the step .*add: missing a required"),
+            (lambda: chain(add.s(1, 2), group(twice.s(), add.s(1, 2))).delay(), "add, with .*: too many positional"),
+            (lambda: chord([add.s(1, 2), add.s(3, 4)], add.s()).delay(), "add, with .*: missing a required"),
+            (lambda: chain(add.s(1), twice.s()).delay(), "add: missing a required argument: 'y'"),
+        ],
+    )
+    def test_one_that_can_not_run_is_refused(self, send: Callable[[], Any], problem: str) -> None:
+        with pytest.raises(ArgumentsUnfit, match=problem):
+            send()
+
+    @pytest.mark.parametrize(
+        "canvas",
+        [
+            chain(add.s(1, 2), add.s(3), twice.s()),
+            chain(add.s(1, 2), add.si(3, 4), untyped.s(1, 2, 3)),
+            chain(group(add.s(1, 2), add.s(3, 4)), total.s(), group(add.s(1), twice.s())),
+            chain(add.s(1, 2), chain(add.s(3), twice.s()), chord([add.s(1), twice.s()], total.s())),
+            add.s(1, 2).set(link=twice.s()) | app.signature("only.elsewhere", (1,)),
+            chord(group([add.s(1, 2), add.s(3, 4)]), chain(total.s(), add.s(1))),
+        ],
+    )
+    def test_partial_ones_are_not(self, canvas: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        sent: list[str] = []
+        monkeypatch.setattr(app, "send_task", lambda name, *args, **options: sent.append(name))
+        monkeypatch.setattr(app.backend, "apply_chord", lambda *args, **options: None)
+        canvas.delay()
+        assert sent
+
+
+def test_what_a_task_is_to_be_replaced_by_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = SimpleNamespace(task=hand_over.name, id="step", replaced_task_nesting=0)
+    with pytest.raises(CanvasUnusable, match=r"the step .*add, with the result of what comes before it"):
+        joined(request, chain(add.s(1, 2), add.s()))
+    assert joined(request, chain(add.s(1, 2), add.s(3)))

@@ -14,7 +14,7 @@ from agentlink.broker.calls import Command
 from agentlink.broker.errors import BrokerUnavailable, Overtaken
 from agentlink.broker.publishing import _PUBLISH
 from tests.integration import declaring, sample
-from workflows import ScheduleRefused, ScheduleUnknown, firing, schedules, workflow
+from workflows import ScheduleRefused, ScheduleUnknown, firing, schedules, store, workflow
 from workflows.errors import WorkflowError
 from workflows.firing import Firer
 from workflows.schedule_definition import Definition, define
@@ -96,6 +96,7 @@ class TestDefine:
             ({"every": "often"}, "want a duration like 30s"),
             ({"every": "0.5s"}, "want an interval of 1s or more, got '0.5s'"),
             ({"every": "1h", "missed": "all"}, "want missed as one of skip, once, got 'all'"),
+            ({"every": "1h", "overlap": "yes"}, "want overlap as one of skip, wait, allow, got 'yes'"),
             ({"every": "1h", "args": [object()]}, "not JSON serializable"),
         ],
     )
@@ -324,6 +325,89 @@ class TestFiring:
         clock.now_s -= 365 * DAY_S
         Firer(lambda: client).look()
         assert _next_s(client, "cron") == _next_s(client, "interval") == HOUR_S
+
+
+class TestOverlap:
+    """A run that takes longer than its schedule's interval."""
+
+    def _goes_on(self, client: fakeredis.FakeRedis, run_id: str, state: str) -> None:
+        client.hset(store.run_key(run_id), "state", state)
+
+    @pytest.mark.parametrize(("overlap", "fired"), [("skip", 1), ("wait", 1), ("allow", 5)])
+    def test_while_it_goes_on_no_other_begins_unless_that_is_allowed(
+        self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, overlap: str, fired: int
+    ) -> None:
+        _put(client, every="1m", overlap=overlap)
+        firer = Firer(lambda: client)
+        for _ in range(5):
+            clock.now_s += MINUTE_S
+            firer.look()
+            self._goes_on(client, broker.fired[0][1], "RUNNING")
+        assert len(broker.fired) == fired
+
+    def test_times_left_out_are_counted_until_the_next_that_is_not(
+        self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
+    ) -> None:
+        assert define("s", WORKFLOW, every="1m").overlap == "skip"
+        _put(client, every="1m")
+        firer = Firer(lambda: client)
+        for _ in range(4):
+            clock.now_s += MINUTE_S
+            firer.look()
+            self._goes_on(client, broker.fired[0][1], "QUEUED")
+        assert (schedules.read(client, "s").skipped, _next_s(client)) == (3, 5 * MINUTE_S)
+        self._goes_on(client, broker.fired[0][1], "FAILED")
+        clock.now_s += MINUTE_S
+        firer.look()
+        assert (schedules.read(client, "s").skipped, len(broker.fired)) == (0, 2)
+
+    def test_one_that_waits_is_fired_once_as_soon_as_the_run_has_ended(
+        self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
+    ) -> None:
+        _put(client, every="1m", overlap="wait")
+        clock.now_s += MINUTE_S
+        Firer(lambda: client).look()
+        self._goes_on(client, broker.fired[0][1], "RUNNING")
+        for _ in range(600):
+            clock.now_s += 1
+            Firer(lambda: client).look()
+        assert schedules.read(client, "s").waits_ms == (NOON_S + 2 * MINUTE_S) * 1000
+        self._goes_on(client, broker.fired[0][1], "SUCCEEDED")
+        Firer(lambda: client).look()
+        assert (len(broker.fired), _next_s(client)) == (2, 12 * MINUTE_S)
+        assert schedules.read(client, "s").waits_ms is None
+
+    def test_one_that_was_missed_does_not_wait(self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock) -> None:
+        _put(client, every="1h", overlap="wait")
+        clock.now_s += HOUR_S
+        Firer(lambda: client).look()
+        self._goes_on(client, broker.fired[0][1], "RUNNING")
+        clock.now_s += HOUR_S + 2 * MINUTE_S
+        Firer(lambda: client).look()
+        assert (_next_s(client), schedules.read(client, "s").waits_ms) == (3 * HOUR_S, None)
+
+    def test_a_run_by_hand_holds_back_the_next_too_and_hides_none(
+        self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
+    ) -> None:
+        _put(client, every="1m")
+        clock.now_s += MINUTE_S
+        Firer(lambda: client).look()
+        timed_id = broker.fired[0][1]
+        client.hset(schedules.schedule_key("s"), "run_id", "by hand")
+        for by_hand, timed in (("RUNNING", "SUCCEEDED"), ("SUCCEEDED", "RUNNING")):
+            self._goes_on(client, "by hand", by_hand)
+            self._goes_on(client, timed_id, timed)
+            clock.now_s += MINUTE_S
+            Firer(lambda: client).look()
+        assert (len(broker.fired), schedules.read(client, "s").skipped) == (1, 2)
+
+    def test_what_was_kept_before_there_was_a_choice_is_read(self, client: fakeredis.FakeRedis) -> None:
+        _put(client)
+        key = schedules.schedule_key("s")
+        kept = json.loads(client.hget(key, "definition") or "")
+        del kept["overlap"]
+        client.hset(key, "definition", json.dumps(kept))
+        assert schedules.read(client, "s").definition.overlap == "skip"
 
 
 class TestWhatCanNotBeFired:

@@ -214,3 +214,17 @@ def test_the_list_of_runs_is_capped(client: fakeredis.FakeRedis, monkeypatch: py
         _do(client, recording.creation_commands(f"n{number}", "tests.sums", "", None))
     assert client.zcard(store.INDEX_KEY) == 5
     assert store.latest_runs(client, 1)[0].id == "n19"
+
+
+def test_the_list_of_those_that_no_worker_takes_is_capped_too(
+    client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capped = recording.load().model_copy(update={"keep_runs": 5})
+    monkeypatch.setattr(recording, "load", lambda: capped)
+    for number in range(20):
+        _do(client, recording.creation_commands(f"n{number}", "tests.sums", "", None))
+    assert client.zcard(f"{store.INDEX_KEY}:QUEUED") == 5
+    now = recording.time.time()
+    monkeypatch.setattr(recording.time, "time", lambda: now + store.goes_on_ttl_s() + 1)
+    _do(client, recording.creation_commands("later", "tests.sums", "", None))
+    assert store.how_many_runs(client, RunState.QUEUED) == 1

@@ -74,6 +74,8 @@ class BaseTask(Telling, Task, Generic[P, R]):
 
     #: Called with the request of a task that replaces itself and with what is to replace it, which they return.
     joiners: ClassVar[list[Callable[[Any, Any], Any]]] = []
+    #: The same for what a task adds to the chord that it is a member of.
+    adders: ClassVar[list[Callable[[Any, Any], Any]]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the two words for attempts together, also where a task was not made by `@task`."""
@@ -210,6 +212,13 @@ class BaseTask(Telling, Task, Generic[P, R]):
         for join in self.joiners:
             sig = join(self.request, sig)
         return super().replace(sig)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Celery's; also a task that does so twice, because its process died, adds it once."""
+        if not lazy:
+            for add in self.adders:
+                sig = add(self.request, sig)
+        return super().add_to_chord(sig, lazy)
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's, with `self.replace(...)`: what goes on in its place is no deeper than it was itself."""

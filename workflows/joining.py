@@ -1,4 +1,4 @@
-"""What a step has replaced itself by joins its run.
+"""What a step has replaced itself by, or has added to its chord, joins its run.
 
 Its steps are found among the run's, a run among them is one of its steps, and their ids are the same each time: a step
 whose process dies as it has just sent them on sends them on again, and those that have run by then do not run twice.
@@ -10,7 +10,7 @@ import json
 import uuid
 from typing import Any
 
-from celery.canvas import Signature
+from celery.canvas import Signature, _chain
 
 from agentlink.broker.cancelled import RUN_HEADER
 from tasks.app import app
@@ -28,14 +28,14 @@ def joined(request: Any, canvas: Signature) -> Signature:
     """
     if getattr(app.tasks.get(request.task), "builds_canvas", False):
         return canvas  # it has been planned
+    if isinstance(canvas, _chain) and not canvas.tasks:
+        return canvas  # Celery refuses it in words of its own
     run_id, nesting = getattr(request, RUN_HEADER, None), getattr(request, "replaced_task_nesting", None) or 0
     canvas, steps, last = own_steps(canvas, app)
     check_steps(canvas, app)
     for leaf, place in steps:
         if leaf is not last and not leaf.options.get("task_id"):
-            # Of what it does, too: an attempt may come to other conclusions than the one before it.
-            does = json.dumps([leaf.task, leaf.args, leaf.kwargs], default=repr)
-            leaf.set(task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request.id}/{nesting}/{place}/{does}")))
+            leaf.set(task_id=_fixed_id(leaf, f"{request.id}/{nesting}/{place}"))
         if run_id is None:
             continue
         headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
@@ -50,7 +50,28 @@ def joined(request: Any, canvas: Signature) -> Signature:
     return canvas
 
 
+def added(request: Any, canvas: Signature) -> Signature:
+    """A canvas, ready to be one member more of the chord that the task whose request this is belongs to."""
+    if (run_id := getattr(request, RUN_HEADER, None)) is None:
+        return canvas
+    number = request.agentlink_added = getattr(request, "agentlink_added", 0) + 1
+    canvas, steps, _ = own_steps(canvas, app)
+    for leaf, place in steps:
+        if not leaf.options.get("task_id"):
+            leaf.set(task_id=_fixed_id(leaf, f"{request.id}/added/{number}/{place}"))
+        leaf.options["headers"] = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
+    return canvas
+
+
+def _fixed_id(leaf: Signature, place: str) -> str:
+    """The id of a task at a place: of what it does, too, since an attempt may come to other conclusions."""
+    does = json.dumps([leaf.task, leaf.args, leaf.kwargs], default=repr)
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{place}/{does}"))
+
+
 def install() -> None:
     """Have every task do so. Doing it twice changes nothing."""
+    if added not in BaseTask.adders:
+        BaseTask.adders.append(added)
     if joined not in BaseTask.joiners:
         BaseTask.joiners.append(joined)

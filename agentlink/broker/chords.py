@@ -51,6 +51,17 @@ if group_id and redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 {CHORD_CLEANUP_LUA}"""
 
+# A task that its process's death has begin again adds what it adds again. A chord of no run is not recorded: there only
+# this command may be sent again, since its answer got lost.
+_ADD_LUA = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+    if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return end
+elseif not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then return end
+redis.call('INCR', KEYS[2])"""
+_ADDED = "added:"
+#: How long a command is sent again for, at most; and then some.
+_ADDING_S = 3600
+
 #: Tells, of some steps of a run, those that have ended. Whoever keeps runs adds to `lookups`.
 Ended = Callable[[redis.Redis, str, Sequence[str]], Collection[str]]
 lookups: list[Ended] = []
@@ -82,13 +93,19 @@ def recording_commands(group_id: str, members: Sequence[str], body: Any, run_id:
     ]
 
 
+def adding_command(group_id: str, member: str, index: int | None, more_key: str) -> Command:
+    """What has a chord wait for one member more, with the result at a place; `more_key` is Celery's count of those."""
+    keys = (CHORD_PREFIX + group_id, more_key, f"agentlink:added:{group_id}:{member}")
+    return ["EVAL", _ADD_LUA, len(keys), *keys, _ADDED + member, "" if index is None else index, _ADDING_S]
+
+
 def run_of(body: Any) -> str | None:
     """The run that a chord's body belongs to."""
-    run_id: str | None = (_first(body).options.get("headers") or {}).get("agentlink_run")
+    run_id: str | None = (first_task(body).options.get("headers") or {}).get("agentlink_run")
     return run_id
 
 
-def _first(canvas: Any) -> Any:
+def first_task(canvas: Any) -> Any:
     """The task with which a canvas begins."""
     while tasks := getattr(canvas, "tasks", None):
         canvas = tasks if isinstance(tasks, Signature) else next(iter(tasks))
@@ -141,7 +158,8 @@ class ChordWatch:
         }
         if not record:
             return False
-        members: list[str] = json.loads(record["members"])
+        places = _places(record)
+        members = list(places)
         if len(self._ended(record["run"], members)) < len(members):
             return False
         metas = [self._backend.get_task_meta(member) for member in members]
@@ -158,23 +176,23 @@ class ChordWatch:
             logger.warning(
                 "the counters of chord %s were lost; its %d members are counted again", group_id, len(members)
             )
-            self._count_again(group_id, body, list(zip(members, metas, strict=True)))
+            self._count_again(group_id, body, [(*one, meta) for one, meta in zip(places.items(), metas, strict=True)])
         self._forget(group_id)
         return True
 
-    def _count_again(self, group_id: str, body: Any, members: list[tuple[str, dict[str, Any]]]) -> None:
+    def _count_again(self, group_id: str, body: Any, members: list[tuple[str, int | None, dict[str, Any]]]) -> None:
         backend = self._backend
         backend.client.delete(
             *(backend.get_key_for_group(group_id, ending) for ending in (".j", ".s", ".t", ".d", ".c"))
         )
         backend.set_chord_size(group_id, len(members))
-        for index, (member, meta) in enumerate(members):
+        for member, index, meta in members:
             request = Context(id=member, group=group_id, group_index=index, chord=body)
             backend.on_chord_part_return(request, meta["status"], meta["result"])
 
     def _fail_body(self, body: Any, error: ChordLost) -> None:
         """Celery fails a body without a word of which step it is: its run is to know."""
-        first = _first(body)
+        first = first_task(body)
         request = Context(first | first.options | (first.options.get("headers") or {}), id=first.options.get("task_id"))
         self._backend._record_only(request.id, "FAILURE", self._backend.prepare_exception(error), None, request)
 
@@ -186,6 +204,15 @@ class ChordWatch:
             pipe.delete(CHORD_PREFIX + group_id)
             pipe.zrem(PENDING_KEY, group_id)
             pipe.execute()
+
+
+def _places(record: dict[str, str]) -> dict[str, int | None]:
+    """A chord's members, each with the place of its result; those that were added share the place of who did so."""
+    places: dict[str, int | None] = {member: place for place, member in enumerate(json.loads(record["members"]))}
+    for name, place in record.items():
+        if name.startswith(_ADDED):
+            places[name.removeprefix(_ADDED)] = int(place) if place else None
+    return places
 
 
 def _done_at(meta: dict[str, Any]) -> float | None:

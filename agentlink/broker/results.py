@@ -203,6 +203,13 @@ class ResultBackend(WholeExceptions, LargeResults):
             members = list(chords.flat_ids(results))
             self.patiently(self._run_all, chords.recording_commands(group_id, members, body, run_id))
 
+    def add_to_chord(self, group_id: str, result: AsyncResult) -> None:
+        """Have a chord wait for one member more: that of a run, once for each id; see `chords`."""
+        task = self.app.current_worker_task
+        index = task.request.group_index if task is not None and task.request.group == group_id else None
+        more_key = self.get_key_for_group(group_id, ".t").decode()
+        self.patiently(self._run_all, [chords.adding_command(group_id, result.id, index, more_key)])
+
     @cached_property
     def _chord_cleanup_script(self) -> Script:
         script: Script = self.client.register_script(chords.CLEANUP_LUA)

@@ -144,6 +144,12 @@ class System:
         """How many messages workers have taken and not yet acknowledged."""
         return sum(self.client.hlen(key) for key in self.client.scan_iter("agentlink:inflight:*"))
 
+    def is_idle(self) -> bool:
+        """Whether nothing runs, waits for a worker, or waits for its time."""
+        client = self.client
+        waiting = sum(client.llen(key) for key in client.scan_iter("cpu*", _type="list"))
+        return waiting + client.zcard("agentlink:delayed:cpu") + self.in_flight() == 0
+
     def keys_without_ttl(self) -> list[str]:
         client = self.client
         keys = [key for key in client.scan_iter(count=1000) if not key.startswith(PERMANENT_KEYS)]

@@ -67,7 +67,7 @@ def _check(system: System, folder: Path, runs: dict[int, WorkflowRun], state: Ru
         with pytest.raises(Exception, match=r".") as raised:
             run.get(timeout=max(0.1, deadline - time.monotonic()))
         assert not isinstance(raised.value, TimeoutError), f"nothing came of the run that breaks at {spot}"
-    wait_until(lambda: _nothing_goes_on(system), what="the end of what had begun", timeout_s=WITHIN_S)
+    wait_until(system.is_idle, what="the end of what had begun", timeout_s=WITHIN_S)
     for spot, run in runs.items():
         assert run.progress.state is state, spot
         assert (folder / str(spot) / TOLD).read_text().count("\n") == 1, spot
@@ -75,12 +75,6 @@ def _check(system: System, folder: Path, runs: dict[int, WorkflowRun], state: Ru
         assert begun == [], spot
     for run in runs.values():
         assert_all_ended(run)
-
-
-def _nothing_goes_on(system: System) -> bool:
-    client = system.client
-    waiting = sum(client.llen(key) for key in client.scan_iter("cpu*", _type="list"))
-    return waiting + client.zcard("agentlink:delayed:cpu") + system.in_flight() == 0
 
 
 @pytest.mark.usefixtures("several")

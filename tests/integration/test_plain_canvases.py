@@ -88,10 +88,6 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def _settled(system: System) -> bool:
-    return not system.in_flight() and not any(system.client.llen(key) for key in system.client.scan_iter("cpu*"))
-
-
 #: Canvases that fail, and how often what is linked to the whole of each for that is called.
 FAILING: dict[str, tuple[Callable[[], Any], int]] = {
     "task": (lambda: fail.s("no good"), 1),
@@ -119,7 +115,7 @@ def test_its_failure_reaches_who_waits_and_what_is_linked(shape: str, plain: Sys
     result = canvas.apply_async()
     with pytest.raises((ValueError, ChordError), match="no good"):
         result.get(timeout=20)
-    wait_until(lambda: _lines(path) >= calls and _settled(plain), what="what is linked")
+    wait_until(lambda: _lines(path) >= calls and plain.is_idle(), what="what is linked")
     assert _lines(path) == calls
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Generic
 
 from celery import Task
+from celery.canvas import Signature, StampingVisitor
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.result import AsyncResult
 from typing_extensions import ParamSpec, TypeVar  # those of 3.11 have no defaults
@@ -208,9 +209,15 @@ class BaseTask(Telling, Task, Generic[P, R]):
         return super().retry(args, kwargs, error, throw, eta, countdown, max_retries, **options)
 
     def replace(self, sig: Any) -> Any:
-        """Celery's; also a task that does so twice, because its process died, has its work done once."""
+        """Celery's; also a task that does so twice, because its process died, has its work done once.
+
+        What goes on in its place has the task's stamps, besides its own.
+        """
+        request = self.request
         for join in self.joiners:
-            sig = join(self.request, sig)
+            sig = join(request, sig)
+        if request.stamps:
+            sig.stamp(_Stamps(request.stamps))
         return super().replace(sig)
 
     def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
@@ -248,3 +255,15 @@ class BaseTask(Telling, Task, Generic[P, R]):
         if request.chord:
             self.backend.complete_chord(request, meta["status"], passed_on(meta))
         raise Ignore
+
+
+class _Stamps(StampingVisitor):
+    """A task's, for what goes on in its place. Celery stamps a chord's body by visitors alone."""
+
+    def __init__(self, stamps: dict[str, Any]) -> None:
+        self._stamps = stamps
+
+    def on_signature(self, sig: Signature, **headers: Any) -> dict[str, Any]:
+        """Those that it has not of its own."""
+        own = sig.options.get("stamped_headers") or ()
+        return {name: value for name, value in self._stamps.items() if name not in own}

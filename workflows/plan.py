@@ -145,10 +145,33 @@ def _own(node: Signature, app: Celery) -> Signature:
         # Celery makes one group of several too, and turns round those inside: their results would come in that order.
         copy.tasks = list(_members(node, app))
     elif isinstance(node, _chain):
-        copy.tasks = [_own(task, app) for task in node.tasks]
+        copy.tasks = _folded([_own(task, app) for task in node.tasks], app)
         if not copy.tasks:
             raise CanvasUnusable("an empty chain has no step that could answer for the run")
     return copy
+
+
+def _folded(tasks: list[Signature], app: Celery) -> list[Signature]:
+    """The tasks of a chain, so that what comes after a chord whose body is a group gets the results of all of it.
+
+    Celery hands over that of the first, and so has it fail: that of `group | group | group`, say.
+    """
+    for index, node in enumerate(tasks[:-1]):
+        innermost = node
+        while isinstance(innermost, _chord) and isinstance(innermost.body, _chord):
+            innermost = innermost.body
+        if isinstance(innermost, _chord) and isinstance(innermost.body, group):
+            innermost.body = _one_after_another([innermost.body, *_folded(tasks[index + 1 :], app)], app)
+            return tasks[: index + 1]
+    return tasks
+
+
+def _one_after_another(tasks: list[Signature], app: Celery) -> Signature:
+    """One canvas of several, made for a chord's body: Celery can't hand a header's results to a chain of groups."""
+    first, *rest = tasks
+    if rest and isinstance(first, group):
+        return _chord(first.tasks, body=_one_after_another(rest, app), app=app)
+    return _chain(*tasks, app=app) if rest else first
 
 
 def _members(node: Signature, app: Celery) -> Iterator[Signature]:

@@ -23,7 +23,7 @@ from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
 from tasks.large_arguments import put_away
-from workflows import durations, errbacks, joining, recording, steering, store
+from workflows import body_errbacks, durations, errbacks, joining, recording, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.schedule_definition import timing_from
@@ -291,6 +291,7 @@ def _readable(value: Any) -> str:
 
 
 errbacks.install()
+body_errbacks.install()
 joining.install()
 if recording.transition_commands not in ResultBackend.recorders:
     ResultBackend.recorders += [recording.transition_commands, durations.end_commands]

@@ -61,6 +61,10 @@ class ResultBackend(WholeExceptions, LargeResults):
     recorders: ClassVar[list[Recorder]] = [let_go_commands]
     #: Tell of a request whether what is linked to it for its failure is called by somebody else.
     errback_keepers: ClassVar[list[Callable[[Any], bool]]] = []
+    #: Called with the request, error and traceback of a task that has failed for good.
+    failure_tellers: ClassVar[list[Callable[[Any, BaseException, str | None], None]]] = []
+    #: Tell of a chord's body whether what is linked to it for a failure before it has been called.
+    body_tellers: ClassVar[list[Callable[[Any], bool]]] = []
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing yet: `get()` does when somebody waits.
@@ -112,6 +116,8 @@ class ResultBackend(WholeExceptions, LargeResults):
         if not store_result:
             self._record_only(task_id, "FAILURE", self.prepare_exception(exc), traceback, request)
         super().mark_as_failure(task_id, exc, traceback, request=request, store_result=store_result, **kwargs)
+        for tell in self.failure_tellers:
+            tell(request, exc, traceback)
 
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, **kwargs: Any
@@ -124,6 +130,13 @@ class ResultBackend(WholeExceptions, LargeResults):
     def _call_task_errbacks(self, request: Any, exc: BaseException | None, traceback: str | None) -> None:
         if not any(are_kept(request) for are_kept in self.errback_keepers):
             super()._call_task_errbacks(request, exc, traceback)
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException | None = None) -> Any:
+        """Fail a chord's body, since a member has failed; what is linked to it for that is called once."""
+        if callback.options.get("link_error") and any(are_told(callback) for are_told in self.body_tellers):
+            callback = callback.clone()
+            callback.options["link_error"] = []
+        return super().chord_error_from_stack(callback, exc)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **kwargs: Any

@@ -122,6 +122,15 @@ def test_celerys_redis_backend_ends_a_chord_by_a_script_of_its_keys() -> None:
     assert app.backend.get_key_for_group("g", ".c") == b"celery-taskset-meta-g.c"
 
 
+def test_celerys_redis_backend_counts_what_is_added_to_a_chord_where_we_do() -> None:
+    assert "self.client.incr(self.get_key_for_group(group_id, '.t'), 1)" in inspect.getsource(RedisBackend.add_to_chord)
+    assert "self.backend.add_to_chord(self.request.group, result)" in inspect.getsource(Task.add_to_chord)
+
+
+def test_celery_finds_what_is_linked_to_a_chords_body_in_its_options() -> None:
+    assert 'errbacks=callback.options.get("link_error", [])' in inspect.getsource(RedisBackend.chord_error_from_stack)
+
+
 def test_celerys_chain_puts_nested_chords_in_a_row() -> None:
     assert list(inspect.signature(_chain._unroll_chords).parameters) == ["self", "app"]
 

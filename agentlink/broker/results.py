@@ -3,8 +3,8 @@
 A recorder turns a task's change of state into broker commands, which run in the step that stores the result: whoever
 sees the one sees the other. A task whose message is no longer in flight with its worker (the worker had lost its lease)
 stores nothing. Private parts of Celery 5.7 used here, held by a contract test: of `RedisBackend` `_store_result`,
-`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, `_call_task_errbacks`,
-`_chord_cleanup_script`, and what `set_chord_size` writes; of `SentinelBackend` `_get_pool`.
+`_get_result_meta`, `_add_pending_result`, `_wait_for_pending`, `_pending_results`, `_call_task_errbacks`; of
+`SentinelBackend` `_get_pool`. What it does about chords is in `chord_counting`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache
 from importlib import resources
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -24,15 +24,15 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, ResultSet
 from redis.commands.core import Script
 
-from agentlink.broker import chords, fanout
+from agentlink.broker import fanout
 from agentlink.broker.along import HEADER, Stored, leave
 from agentlink.broker.arguments import let_go_commands
-from agentlink.broker.calls import Command, current_bundle
+from agentlink.broker.calls import Command
+from agentlink.broker.chord_counting import ChordCounting
 from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.exceptions import WholeExceptions, as_raised
 from agentlink.broker.lease import CLAIM_PREFIX, IN_FLIGHT_PREFIX
 from agentlink.broker.sentinel import SentinelConnection
-from agentlink.broker.stored import LargeResults
 from resource_guard.errors import StorageFull
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,6 @@ ASK = "ASK"
 
 #: How long a task waits for a broker that is away, full or read-only, to tell what it has done and what comes next.
 PATIENCE_S = 300.0
-# Between two looks whether who was about to send a chord's body has done so or is gone.
-_LOOK_FOR_SENDER_S = 0.2
 
 #: What tells a task's turns apart.
 _TURN = ("agentlink_place", "replaced_task_nesting", "retries", "agentlink_replay")
@@ -55,7 +53,7 @@ _TURN = ("agentlink_place", "replaced_task_nesting", "retries", "agentlink_repla
 _STORE = resources.files(__package__).joinpath("scripts", "store.lua").read_text("utf-8")
 
 
-class ResultBackend(WholeExceptions, LargeResults):
+class ResultBackend(WholeExceptions, ChordCounting):
     """The result backend of every AgentLink process."""
 
     recorders: ClassVar[list[Recorder]] = [let_go_commands]
@@ -196,59 +194,11 @@ class ResultBackend(WholeExceptions, LargeResults):
     def _may_pass(self, error: Exception) -> bool:
         """Whether this process is one that waits, and what the broker said, or its silence, is worth waiting for."""
         lasts = isinstance(error, redis.ResponseError) and not refuses_to_write(error)
-        return self.app.current_worker_task is not None and not lasts
+        return self._waits and not lasts
 
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Have a chord's size known in the step that sends the last of its members: a canvas may have thousands."""
-        bundle = current_bundle.get()
-        if bundle is None:
-            super().set_chord_size(group_id, chord_size)
-            return
-        size = ["SET", self.get_key_for_group(group_id, ".s").decode(), chord_size]
-        expires = ["EX", self.chord_expires] if self.chord_expires else []
-        bundle.also += [["DEL", self.get_key_for_group(group_id, ".c").decode()], size + expires]
-
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Remember a chord that is about to be sent: a run's, should its counters get lost."""
-        super().apply_chord(header_result_args, body, **kwargs)
-        if run_id := chords.run_of(body):
-            group_id, results = header_result_args
-            members = list(chords.flat_ids(results))
-            self.patiently(self._run_all, chords.recording_commands(group_id, members, body, run_id))
-
-    def add_to_chord(self, group_id: str, result: AsyncResult) -> None:
-        """Have a chord wait for one member more: that of a run, once for each id; see `chords`."""
-        task = self.app.current_worker_task
-        index = task.request.group_index if task is not None and task.request.group == group_id else None
-        more_key = self.get_key_for_group(group_id, ".t").decode()
-        self.patiently(self._run_all, [chords.adding_command(group_id, result.id, index, more_key)])
-
-    @cached_property
-    def _chord_cleanup_script(self) -> Script:
-        script: Script = self.client.register_script(chords.CLEANUP_LUA)
-        return script
-
-    def on_chord_part_return(self, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> None:
-        """Count a member of a chord, and send the chord's body after the last; see `complete_chord`."""
-        try:
-            super().on_chord_part_return(request, state, result, *args, **kwargs)
-        except (*self.connection_errors, redis.ResponseError) as error:
-            if not self._may_pass(error) or not request.group:
-                raise
-            self.complete_chord(request, state, result)
-
-    def complete_chord(self, request: Any, state: str, result: Any) -> None:
-        """Count in a chord what may have been counted, and send the chord's body if nobody is left who was about to.
-
-        Celery lets one process send the body, and holds the others off by a key that outlives that process for a while.
-        """
-        sender = self.get_key_for_group(request.group, ".c")
-        count = partial(super().on_chord_part_return, request, state, result)
-        self.patiently(count)
-        while (sent_by := self.patiently(lambda: self.client.get(sender))) not in (None, b"done"):
-            time.sleep(_LOOK_FOR_SENDER_S)
-        if sent_by is None:
-            self.patiently(count)
+    @property
+    def _waits(self) -> bool:
+        return self.app.current_worker_task is not None
 
     def _record_only(self, task_id: str, state: str, result: Any, traceback: str | None, request: Any) -> None:
         commands = self._recorded(task_id, state, result, traceback, request)

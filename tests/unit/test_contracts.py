@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import stat
+from functools import cached_property
 from typing import Any
 
 import kombu.transport
@@ -116,7 +117,12 @@ def test_a_pools_connections_to_a_master_are_made_by_connect() -> None:
 
 
 def test_celerys_redis_backend_ends_a_chord_by_a_script_of_its_keys() -> None:
-    assert "keys=[ckey, jkey, tkey, skey, dkey]" in inspect.getsource(RedisBackend.on_chord_part_return)
+    counting = inspect.getsource(RedisBackend.on_chord_part_return)
+    assert "keys=[ckey, jkey, tkey, skey, dkey]" in counting
+    assert "client = self.client" in counting
+    assert set(re.findall(r"client\.(\w+)", counting)) == {"pipeline", "delete"}
+    assert isinstance(RedisBackend.client, cached_property)  # what stands in the instance is taken for it
+    assert "return self._create_client(**self.connparams)" in inspect.getsource(RedisBackend.client.func)
     assert CHORD_CLEANUP_LUA.strip().startswith("local ckey = KEYS[1]")
     assert ResultBackend._chord_cleanup_script is not RedisBackend._chord_cleanup_script
     assert app.backend.get_key_for_group("g", ".c") == b"celery-taskset-meta-g.c"

@@ -15,6 +15,7 @@ from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import json_option, live_console, page_console, print_json
 from agentlink.guard_commands import guard
+from agentlink.monitoring import health as health_check
 from agentlink.schedule_commands import schedule
 from agentlink.settings import load
 from agentlink.signal_commands import signal_run, waiting
@@ -227,6 +228,14 @@ def doctor(context: click.Context) -> None:
         failed |= not check.passed
         click.echo(f"{click.style('ok', fg='green') if check.passed else click.style('!!', fg='red')}  {check.says}")
     context.exit(1 if failed else 0)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def health(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Tell by the exit status whether the workers of this host live; no broker is needed."""
+    context.exit(health_check.main(list(arguments)))
 
 
 def _flower_line(state: dict[str, Any]) -> str:

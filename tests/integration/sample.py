@@ -45,6 +45,12 @@ def own_pid() -> int:
 
 
 @task
+def variable(name: str) -> str | None:
+    """A variable of the environment of the task's process."""
+    return os.environ.get(name)
+
+
+@task
 def append_line(path: str, text: str) -> None:
     with Path(path).open("a") as file:
         file.write(text + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentlink import heartbeats
+from agentlink.monitoring.health_ready import system_ready
 from tests.integration import sample
 from tests.integration.own_home import OwnHome, own_home
 from tests.integration.system import System, Worker
@@ -132,3 +133,22 @@ def _told_health(home: OwnHome) -> str:
     answer = home.agentlink("health", "--ready")
     assert answer.returncode == 0, answer.stdout
     return answer.stdout.strip().partition(": ")[2]
+
+
+def test_the_system_is_ready_when_the_broker_takes_calls_and_a_worker_is_there(system: System) -> None:
+    assert system_ready() == (False, ["no worker is connected to the broker"])
+    worker = system.start_worker()
+    assert system_ready() == (True, ["the broker takes calls", "workers connected: 1"])
+    assert remote(system, "control", "guard_pause", "for lunch")["state"] == "paused"
+    assert system_ready().ok, "calls are taken, and wait"
+    used: int = system.client.info("memory")["used_memory"]
+    system.client.config_set("maxmemory", used)
+    try:
+        assert not system_ready().ok
+        assert system_ready().reasons[0].startswith("the broker is full: it uses 1")
+    finally:
+        system.client.config_set("maxmemory", system.settings.broker_memory_bytes)
+    with system.frozen_broker():
+        assert system_ready() == (False, [f"the broker at {system.settings.shown_url} does not answer"])
+    worker.stop()
+    assert system_ready().reasons == ["no worker is connected to the broker"]

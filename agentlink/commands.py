@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from agentlink import runs_commands, supervisor
+from agentlink import log_lines, runs_commands, supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import json_option, live_console, page_console, print_json
@@ -52,7 +52,9 @@ def up(detach: bool) -> None:
         log = up_process.log_path(settings)
         click.echo(f"AgentLink is up (pid {state['pid']}); {_flower_line(state)}; log: {log}")
         return
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    logging.basicConfig(level=settings.log_level)
+    text = logging.Formatter(LOG_FORMAT)
+    logging.root.handlers[0].setFormatter(log_lines.formatter(settings.log_format, text, process="up"))
     supervisor.Supervisor(settings, on_ready=lambda state: click.echo(f"AgentLink is up; {_flower_line(state)}")).run()
 
 

@@ -30,7 +30,18 @@ _PAIR = re.compile(
 _HEADER = re.compile(r"\b(?P<name>authorization:\s*(?:\w+\s+)?|bearer\s+)[^\s,;\"']+", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?P<name>\b[\w+.-]{1,32}://[^\s/:@]{0,256}:)[^\s/@]{1,256}(?=@)")
 # Nothing is a secret without one of these; looked for in this way, a line costs a microsecond.
-_SUSPICIOUS = ("token", "passw", "passphrase", "secret", "credential", "authorization", "bearer", "cookie", "key", "://")
+_SUSPICIOUS = (
+    "token",
+    "passw",
+    "passphrase",
+    "secret",
+    "credential",
+    "authorization",
+    "bearer",
+    "cookie",
+    "key",
+    "://",
+)
 
 
 def is_secret(name: object) -> bool:

@@ -13,7 +13,7 @@ from celery.utils.saferepr import saferepr
 from agentlink.masking import is_secret, is_suspicious, masked_call
 
 
-class AMQP(amqp.AMQP):  # type: ignore[misc]  # Celery has no types
+class AMQP(amqp.AMQP):
     """Celery's, whose messages show no secrets. What the task gets is as it was given."""
 
     def __init__(self, app: Any) -> None:

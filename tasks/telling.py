@@ -59,7 +59,8 @@ class Telling:
     def log(self, line: str, *args: object) -> None:
         """Add a line to the run's log, and to the worker's; `args` are filled in as `logging` does.
 
-        What looks like a secret in it (`token=…`) is masked. It never fails: should the broker be away, the run's log misses it.
+        What looks like a secret in it (`token=…`) is masked. It never fails: should the broker be away, the run's log
+        misses it.
         """
         text = masked_text(_filled(str(line), args))
         logger.info("%s: %s", self._own_name(), text)

@@ -1,4 +1,4 @@
-"""`/livez` and `/readyz`: 200 or 503, and the reasons as JSON. Routes for Flower's server, behind its authentication."""
+"""`/livez` and `/readyz`: 200 or 503, with reasons as JSON. Routes for Flower's server, behind its authentication."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agentlink.monitoring import health_beat
+from agentlink.monitoring import health_beat, logs
 from tasks import app
 
 health_beat.install(app)
+logs.install()

@@ -89,7 +89,9 @@ def test_long_text_takes_no_longer_than_it_is(text: str) -> None:
 def test_a_positional_argument_goes_by_its_parameters_name() -> None:
     def ask(question: str, api_key: str, *tokens: str, **options: str) -> None: ...
 
-    assert masked_call([*signature(ask).parameters.values()], ("why?", "hush", "hush"), {"password": "hush", "model": "small"}) == (
+    assert masked_call(
+        [*signature(ask).parameters.values()], ("why?", "hush", "hush"), {"password": "hush", "model": "small"}
+    ) == (
         ["why?", "***", "***"],
         {"password": "***", "model": "small"},
     )

@@ -17,6 +17,11 @@ _OUR_PACKAGES = ("agentlink", "celeryconfig", "resource_guard", "tasks", "workfl
 def main() -> None:
     """Run the command that the command line asks for, and end this process."""
     _make_output_safe()
+    if sys.argv[1:2] == ["health"]:
+        # Asked every few seconds, and the others' imports take ten times as long as its answer.
+        from agentlink.monitoring import health
+
+        sys.exit(health.main(sys.argv[2:]))
     try:
         # Like `celery`: modules beside the user can be imported by name.
         sys.path.insert(0, str(Path.cwd()))

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from agentlink import runs_commands, supervisor
+from agentlink import log_lines, runs_commands, supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import json_option, live_console, page_console, print_json
 from agentlink.guard_commands import guard
+from agentlink.monitoring import health as health_check
 from agentlink.schedule_commands import schedule
 from agentlink.settings import load
 from agentlink.signal_commands import signal_run, waiting
@@ -51,7 +52,9 @@ def up(detach: bool) -> None:
         log = up_process.log_path(settings)
         click.echo(f"AgentLink is up (pid {state['pid']}); {_flower_line(state)}; log: {log}")
         return
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    logging.basicConfig(level=settings.log_level)
+    text = logging.Formatter(LOG_FORMAT)
+    logging.root.handlers[0].setFormatter(log_lines.formatter(settings.log_format, text, process="up"))
     supervisor.Supervisor(settings, on_ready=lambda state: click.echo(f"AgentLink is up; {_flower_line(state)}")).run()
 
 
@@ -227,6 +230,14 @@ def doctor(context: click.Context) -> None:
         failed |= not check.passed
         click.echo(f"{click.style('ok', fg='green') if check.passed else click.style('!!', fg='red')}  {check.says}")
     context.exit(1 if failed else 0)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def health(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Tell by the exit status whether the workers of this host live; no broker is needed."""
+    context.exit(health_check.main(list(arguments)))
 
 
 def _flower_line(state: dict[str, Any]) -> str:

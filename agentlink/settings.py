@@ -23,6 +23,7 @@ from agentlink.settings_checks import (
     BrokerUrl,
     Count,
     Home,
+    LogFormat,
     LogLevel,
     MasterName,
     Modules,
@@ -164,6 +165,8 @@ class Settings(BaseSettings):
     flower: bool = True
     flower_port: Count = Field(default=5555, ge=0, le=65535)
     log_level: LogLevel = "INFO"
+    # Lines of the log for people, or one JSON object each, for programs that gather logs.
+    log_format: LogFormat = "text"
 
     @classmethod
     def settings_customise_sources(

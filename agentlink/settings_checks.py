@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: What the guard watches, each of which can be switched off.
 RESOURCES = ("memory", "memory_free", "cpu", "disk_free", "disk_quota", "broker_memory", "processes")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LOG_FORMATS = ("text", "json")
 
 
 def size(least: str, most: str = "1000TB") -> BeforeValidator:
@@ -100,6 +101,12 @@ def _log_level(level: str) -> str:
     return level.upper()
 
 
+def _log_format(name: str) -> str:
+    if name.lower() not in LOG_FORMATS:
+        raise ValueError(f"want {' or '.join(LOG_FORMATS)}, got {shown(name)}")
+    return name.lower()
+
+
 Count = Annotated[int, BeforeValidator(_no_truth_value)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 Home = Annotated[Path, AfterValidator(checked_home)]
@@ -110,6 +117,7 @@ BrokerUrl = Annotated[str | None, BeforeValidator(_broker_url)]
 MasterName = Annotated[str | None, AfterValidator(_master_name)]
 Storage = Annotated[str | None, AfterValidator(_storage)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
+LogFormat = Annotated[str, AfterValidator(_log_format)]
 
 
 def contradictions(settings: Settings) -> Iterator[str]:

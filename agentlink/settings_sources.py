@@ -12,12 +12,13 @@ import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from agentlink.errors import SettingsError
 from agentlink.units import shown
+
+if TYPE_CHECKING:  # `agentlink health` reads the file too, and has no time for this
+    from pydantic import ValidationError
 
 ENV_PREFIX = "AGENTLINK_"
 

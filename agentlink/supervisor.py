@@ -19,12 +19,13 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from agentlink import up
+from agentlink import heartbeats, up
 from agentlink.broker import server
 from agentlink.broker.errors import BrokerStartError
 from agentlink.errors import AgentLinkError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings
+from agentlink.systemd import Notifier
 from agentlink.units import format_duration
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,9 @@ class Supervisor:
         self.stops_asked = 0
         self.broker_check_at = 0.0
         self.broker_failures = 0
+        self.beat_at = 0.0
+        self.worker_watch = heartbeats.Watch(settings.home)
+        self.systemd = Notifier.of_this_process()
 
     def run(self) -> None:
         """Bring everything up, keep it up, and return when stopped.
@@ -131,6 +135,7 @@ class Supervisor:
         """
         lock_fd = up.take_lock(self.settings)
         try:
+            heartbeats.forget_the_dead(self.settings.home)
             if self.settings.embedded:
                 server.ensure_running(self.settings)  # Ctrl-C here ends all: there is nothing to drain yet
             for signum in (signal.SIGINT, signal.SIGTERM):
@@ -151,7 +156,18 @@ class Supervisor:
             for child in self.children:
                 child.look_after(now)
             self._say()
+            if now >= self.beat_at:
+                self.beat_at = now + heartbeats.BEAT_S
+                self.systemd.alive()
+                self._end_a_hanging_worker(now)
             time.sleep(POLL_S)
+
+    def _end_a_hanging_worker(self, now: float) -> None:
+        """What it was running is long with others, or waits for one: its lease is shorter."""
+        process = self.worker.process
+        if process is not None and self.worker_watch.hangs(process.pid, now):
+            logger.error("the worker's main loop has not turned for %.0f s; it is killed", heartbeats.STALE_S)
+            self.worker.send(signal.SIGKILL)
 
     def _check_start(self) -> None:
         status = self.worker.process.poll() if self.worker.process else None
@@ -163,6 +179,7 @@ class Supervisor:
         if worker_ready and flower_ready:
             self.state["state"] = "up"
             self._say()
+            self.systemd.ready(f"up; Flower: {self.state['flower'] or 'off'}")
             self.on_ready(self.state)
 
     def _look_after_broker(self, now: float) -> None:
@@ -194,6 +211,7 @@ class Supervisor:
             logger.info("draining: running tasks get %s; asked again, they stop and go back to their queue", grace)
         self.state["state"] = "stopping"
         self._say()
+        self.systemd.stopping("running tasks end, nothing new starts")
         self._signal_and_wait(signal.SIGTERM, self.settings.stop_grace_s, lambda: self.stops_asked > asked)
         self._signal_and_wait(signal.SIGQUIT, up.KILL_AFTER_S, lambda: False)
         self._signal_and_wait(signal.SIGKILL, up.KILL_AFTER_S, lambda: False)

@@ -37,6 +37,7 @@ _TASK_RECONNECT = {"interval_start": 0.1, "interval_step": 0.5, "interval_max": 
 class App(Celery):
     """A Celery app whose calls are accepted within the publish timeout or raise `BrokerUnavailable`."""
 
+    amqp_cls = "tasks.shown_arguments:AMQP"
     control_cls = "tasks.control:Control"
     _broker_seen = False
 

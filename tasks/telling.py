@@ -16,6 +16,7 @@ from agentlink.broker import streams
 from agentlink.broker.errors import ChunksNotSent
 from agentlink.broker.outlet import Outlet
 from agentlink.broker.results import PATIENCE_S
+from agentlink.masking import masked_text
 from agentlink.settings import load
 from tasks.errors import ChunkTooLarge
 
@@ -58,9 +59,10 @@ class Telling:
     def log(self, line: str, *args: object) -> None:
         """Add a line to the run's log, and to the worker's; `args` are filled in as `logging` does.
 
-        It never fails: should the broker be away, the run's log misses it.
+        What looks like a secret in it (`token=…`) is masked. It never fails: should the broker be away, the run's log
+        misses it.
         """
-        text = _filled(str(line), args)
+        text = masked_text(_filled(str(line), args))
         logger.info("%s: %s", self._own_name(), text)
         if (outlet := self._outlet()) is not None:
             cut = text if len(text) <= LINE_MAX_CHARS else text[:LINE_MAX_CHARS] + "…"

@@ -41,8 +41,8 @@ _ACCEPT_FRACTION = 0.75
 _REMEMBER_S = 10.0
 _RETRY_S = 0.05
 _ROOM_RETRY_S = 1.0
-# Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
-_FULL_FRACTION = 0.95
+#: Above this share of its memory the broker takes no new calls from outside: workers need the rest to finish.
+FULL_FRACTION = 0.95
 _FILLING_FRACTION = 0.8
 _WARN_AGAIN_S = 60.0
 # So often its memory is looked at, and while it is half empty; the server itself refuses what is really too much.
@@ -158,14 +158,14 @@ class PublishingChannel(kombu_redis.Channel):
             return
         info: dict[str, int] = client.info("memory")
         used_fraction = info["used_memory"] / info["maxmemory"] if info["maxmemory"] else 0.0
-        if used_fraction > _FULL_FRACTION:
+        if used_fraction > FULL_FRACTION:
             raise self._unavailable(f"it is full: it uses {used_fraction:.0%} of its maxmemory")
         if used_fraction > _FILLING_FRACTION and now > self._warned_at + _WARN_AGAIN_S:
             self._warned_at = now
             logger.warning(
                 "the broker uses %.0f %% of its memory; above %.0f %% it takes no new calls",
                 used_fraction * 100,
-                _FULL_FRACTION * 100,
+                FULL_FRACTION * 100,
             )
         self._look_at_memory_at = now + (
             _LOOK_AT_MEMORY_S if used_fraction > _EASY_FRACTION else _LOOK_AT_MEMORY_EASY_S

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -74,20 +74,36 @@ def speaker_of(request: Any, task: str, *, late: bool) -> Speaker | None:
     """
     if request.called_directly or request.is_eager:
         return None
-    run_id = getattr(request, RUN_HEADER, None) or request.root_id
-    replacements = request.replaced_task_nesting
-    if not run_id or (run_id == request.id and not getattr(request, RUN_HEADER, None) and not replacements):
+
+    def header(name: str) -> Any:
+        return getattr(request, name, None)
+
+    if (run_id := run_of(header)) is None:
         return None
     worker, number = in_flight(request) if late else ("", "")
-    evictions, _ = getattr(request, EVICTED_HEADER, None) or (0, 0)
+    replacements = request.replaced_task_nesting
     return Speaker(
         run_id=run_id,
         step=f"{request.id}/{replacements}" if replacements else request.id,
         task=task,
-        attempt=1 + (request.retries or 0) + (getattr(request, DELIVERIES_HEADER, 0) or 0) + evictions,
+        attempt=attempt_of(header),
         worker=worker,
         number=number,
     )
+
+
+def run_of(header: Callable[[str], Any]) -> str | None:
+    """The run that a task is a step of, by its message's headers; None of one that belongs to no run."""
+    run_id: str | None = header(RUN_HEADER) or header("root_id")
+    in_a_run = header(RUN_HEADER) or run_id != header("id") or header("replaced_task_nesting")
+    return run_id if run_id and in_a_run else None
+
+
+def attempt_of(header: Callable[[str], Any]) -> int:
+    """Which attempt a task's message is, from 1: errors, deaths of its process and evictions add up."""
+    evictions, _ = header(EVICTED_HEADER) or (0, 0)
+    attempt: int = 1 + (header("retries") or 0) + (header(DELIVERIES_HEADER) or 0) + evictions
+    return attempt
 
 
 def tell(client: redis.Redis, speaker: Speaker, said: Said, max_bytes: int) -> str:

@@ -45,6 +45,18 @@ def own_pid() -> int:
 
 
 @task
+def log_in(user: str, password: str, options: dict[str, Any]) -> int:
+    """Gets its secrets as they are."""
+    return [user, password, options["api_key"]].count("hush")
+
+
+@task
+def variable(name: str) -> str | None:
+    """A variable of the environment of the task's process."""
+    return os.environ.get(name)
+
+
+@task
 def append_line(path: str, text: str) -> None:
     with Path(path).open("a") as file:
         file.write(text + "\n")

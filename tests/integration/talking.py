@@ -172,3 +172,14 @@ def much(size_bytes: int) -> Any:
 @workflow
 def said_in_threads() -> Any:
     return speak_in_threads.si()
+
+
+@task(bind=True)
+def read_pages(self: Any, count: int) -> int:
+    self.log("read %s pages with token=hush", count)
+    return count
+
+
+@workflow
+def reading() -> Any:
+    return chain(read_pages.si(3), add.si(1, 1))

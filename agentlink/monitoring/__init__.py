@@ -1,0 +1,1 @@
+"""What people and machines see of AgentLink: health, logs. Nothing that runs tasks needs it."""

@@ -95,7 +95,12 @@ def names(client: redis.Redis) -> list[str]:
 
 def queues(client: redis.Redis) -> list[str]:
     """The queues of which there are series."""
-    return [name.removeprefix(_DEPTH) for name in names(client) if name.startswith(_DEPTH)]
+    return queues_among(names(client))
+
+
+def queues_among(names: Iterable[str]) -> list[str]:
+    """The queues of which there are series among these."""
+    return [name.removeprefix(_DEPTH) for name in names if name.startswith(_DEPTH)]
 
 
 def read(client: redis.Redis, names: Iterable[str], since: float, until: float | None = None) -> dict[str, Series]:

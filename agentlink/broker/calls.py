@@ -26,6 +26,8 @@ HELD = "agentlink_held"
 DELIVERIES_HEADER = "agentlink_deliveries"
 #: The message header that tells how often its task was evicted, and how much memory it is to have since then.
 EVICTED_HEADER = "agentlink_evicted"
+#: The message header that tells when it was queued, by the broker's clock (seconds since 1970).
+QUEUED_AT_HEADER = "agentlink_queued_at"
 #: The most messages one script call queues.
 TOGETHER_MAX = 500
 

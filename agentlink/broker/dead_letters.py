@@ -209,6 +209,7 @@ def _send(letter: DeadLetter, pipe: Any) -> Any:
 def _as_new(payload: dict[str, Any]) -> dict[str, Any]:
     """The message as if nobody had tried it. Whoever sends it again wants it to run, expired or not."""
     payload.pop(DELIVERIES_HEADER, None)
+    payload.pop("queued_at", None)
     headers = payload["headers"]
     headers.pop(DELIVERIES_HEADER, None)
     headers |= {"retries": 0, "expires": None, "eta": None}

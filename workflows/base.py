@@ -125,6 +125,7 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
             *created,
             *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
             *recording.standing_commands(run_id, headers),
+            recording.call_event(run_id, self.name, shown, parent_of(run_id, headers), facts.get("agent")),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run

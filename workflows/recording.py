@@ -15,8 +15,8 @@ from typing import Any
 import redis
 from celery.exceptions import NotRegistered
 
-from agentlink.broker import along, fanout
-from agentlink.broker.calls import DELIVERIES_HEADER, Command
+from agentlink.broker import along, event_log, fanout
+from agentlink.broker.calls import DELIVERIES_HEADER, TELL, Command
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING
 from agentlink.broker.results import ASK
@@ -113,6 +113,12 @@ def creation_commands(
         ["ZREMRANGEBYSCORE", INDEX_KEY, "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", INDEX_KEY, 0, -settings.keep_runs - 1],
     ]
+
+
+def call_event(run_id: str, workflow: str, arguments: str, parent_id: str | None, agent: str | int | None) -> Command:
+    """What tells that a run was called; it goes to the broker with the message that starts it, once."""
+    facts = {"run_id": run_id, "workflow": workflow, "arguments": arguments, "parent_id": parent_id, "agent": agent}
+    return [TELL, "workflow-called", event_log.encoded(facts)]
 
 
 def standing_commands(run_id: str, headers: Mapping[str, Any]) -> list[Command]:

@@ -16,6 +16,8 @@ Command = Sequence[Any]
 
 #: The message property that carries commands to run in the same step that queues the message.
 ALSO = "agentlink_also"
+#: A command of this name is an event: its kind, and its fields as `event_log.encoded` makes them.
+TELL = "TELL"
 #: The message property that makes a call be accepted once, however often it is made: a key of its own, and for how long
 #: (ms) that is remembered.
 ONCE = "agentlink_once"

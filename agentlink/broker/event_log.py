@@ -16,15 +16,18 @@ from typing import Any
 
 import redis
 
-from agentlink.settings import load
-
 EVENTS_KEY = "agentlink:events"
 RATE_KEY = "agentlink:events:rate"
-LEVEL_KEY = "agentlink:events:level"
+#: How much is told: `level` and `rate` as the settings of workers say, and `ordered`, the level a person has asked for.
+HOW_KEY = "agentlink:events:how"
 #: So many events are kept, or a few more: of steps 300 bytes each.
 KEPT = 20_000
-# As long as what else is known of the past: see `resource_guard.retention`.
 _KEEP_S = 30 * 86400
+# As orders to the guard.
+_KEEP_HOW_S = 90 * 86400
+#: Above the rate (events a second, unless a worker's settings say otherwise), one event in `SAMPLE` is told.
+USUAL_RATE = 200
+SAMPLE = 100
 #: A text in an event is cut here: an event has to be small.
 TEXT_MAX_CHARS = 500
 
@@ -74,7 +77,12 @@ KINDS = {
         Kind(name="step-cancelled", level=Level.FULL, fields=_STEP),
         Kind(name="step-waiting", level=Level.STANDARD, fields=("run_id", "step_id", "name", "place", "waiting_for")),
         Kind(name="step-signalled", level=Level.STANDARD, fields=("run_id", "step_id", "signal")),
-        Kind(name="step-buried", level=Level.BASIC, fields=("step_id", "name", "reason", "attempts"), always=True),
+        Kind(
+            name="step-buried",  # it is a dead letter; also of a task that is a step of no run
+            level=Level.BASIC,
+            fields=("run_id", "step_id", "name", "reason", "attempts"),
+            always=True,
+        ),
         # How many of each kind were not told of in a second, since there were too many: by kind. One in `sample` was.
         Kind(name="step-summary", level=Level.BASIC, fields=("second", "left_out", "sample"), always=True),
         Kind(name="guard-paused", level=Level.BASIC, fields=("at_s", "worker", "reason"), always=True),
@@ -106,22 +114,17 @@ KINDS = {
 }
 
 
-def lua() -> str:
-    """What stands before scripts that tell of events."""
-    kinds = ", ".join(
-        f"['{kind.name}'] = {{{kind.level:d}, {str(kind.always).lower()}}}" for kind in KINDS.values()
-    )
-    settings = load()
-    names = {"EVENTS": f"'{EVENTS_KEY}'", "RATE": f"'{RATE_KEY}'", "LEVEL": f"'{LEVEL_KEY}'", "KINDS": f"{{{kinds}}}"}
-    names |= {"KEPT": str(KEPT), "KEEP_S": str(_KEEP_S), "DEFAULT_LEVEL": f"{Level[settings.events.upper()]:d}"}
-    names |= {"MOST": str(settings.events_rate), "SAMPLE": str(SAMPLE)}
+def _lua() -> str:
+    kinds = ", ".join(f"['{kind.name}'] = {kind.level + 10 * kind.always:d}" for kind in KINDS.values())
+    names = {"EVENTS": f"'{EVENTS_KEY}'", "RATE": f"'{RATE_KEY}'", "HOW": f"'{HOW_KEY}'", "KINDS": f"{{{kinds}}}"}
+    names |= {"KEPT": str(KEPT), "KEEP_S": str(_KEEP_S), "SAMPLE": str(SAMPLE)}
+    names |= {"FULL": f"{Level.FULL:d}", "USUAL_RATE": str(USUAL_RATE)}
     source = resources.files(__package__).joinpath("scripts", "events.lua").read_text()
     return "".join(f"local {name} = {value}\n" for name, value in names.items()) + source
 
 
-#: Above the rate, one event in so many is told.
-SAMPLE = 100
-EVENTS = lua()
+#: Lua that stands before the scripts that tell of events.
+EVENTS = _lua()
 _TELL = EVENTS + "for i = 1, #ARGV, 2 do tell(ARGV[i], ARGV[i + 1]) end"
 
 
@@ -139,16 +142,23 @@ def encoded(facts: Mapping[str, Any]) -> str:
 
 def level_now(client: redis.Redis) -> Level:
     """How much is told."""
-    chosen = client.get(LEVEL_KEY)
-    return Level[load().events.upper()] if chosen is None else Level(int(chosen))
+    ordered, usual = client.hmget(HOW_KEY, ["ordered", "level"])
+    return Level(int(ordered or usual or Level.FULL))
 
 
-def set_level(client: redis.Redis, level: Level | None) -> None:
-    """Have so much told from now on, by whatever runs; None: as the settings say."""
+def order_level(client: redis.Redis, level: Level | None) -> None:
+    """Have so much told from now on, whatever the settings say; None: what they say."""
     if level is None:
-        client.delete(LEVEL_KEY)
+        client.hdel(HOW_KEY, "ordered")
     else:
-        client.set(LEVEL_KEY, int(level), ex=90 * 86400)  # as orders to the guard
+        client.hset(HOW_KEY, "ordered", int(level))
+        client.expire(HOW_KEY, _KEEP_HOW_S)
+
+
+def keep_settings(client: redis.Redis, level: str, rate: int) -> None:
+    """Have all processes go by what a worker's settings say."""
+    client.hset(HOW_KEY, mapping={"level": int(Level[level.upper()]), "rate": rate})
+    client.expire(HOW_KEY, _KEEP_HOW_S)
 
 
 def _cut(value: Any) -> Any:

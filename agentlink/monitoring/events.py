@@ -9,9 +9,9 @@ from typing import Any
 
 import redis
 
-from agentlink.broker.event_log import EVENTS_KEY, KINDS, Kind, Level, level_now, set_level, tell
+from agentlink.broker.event_log import EVENTS_KEY, KINDS, Kind, Level, level_now, order_level, tell
 
-__all__ = ["KINDS", "Event", "Kind", "Level", "latest_id", "level_now", "read", "read_latest", "set_level", "tell"]
+__all__ = ["KINDS", "Event", "Kind", "Level", "latest_id", "level_now", "order_level", "read", "read_latest", "tell"]
 
 #: The id before all others.
 FIRST = "0"

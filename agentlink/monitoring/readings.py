@@ -71,7 +71,9 @@ def of_broker(client: redis.Redis, queue_names: Sequence[str]) -> dict[str, floa
     with client.pipeline(transaction=False) as pipe:
         pipe.eval(_SCRIPT, len(keys), *keys, IN_FLIGHT_PREFIX, lists)
         pipe.info("memory")
-        (in_flight, queued, running, letters, *waiting), memory = pipe.execute()
+        pipe.time()
+        (in_flight, queued, running, letters, *waiting), memory, (seconds, microseconds) = pipe.execute()
+    since, now = queues.waiting_since(client, queue_names), seconds + microseconds / 1e6
     values = {
         history.IN_FLIGHT: in_flight,
         history.RUNS_QUEUED: queued,
@@ -81,7 +83,10 @@ def of_broker(client: redis.Redis, queue_names: Sequence[str]) -> dict[str, floa
     }
     if memory["maxmemory"]:
         values[history.BROKER_MEMORY_LIMIT_BYTES] = memory["maxmemory"]
-    return values | {history.queue_depth(name): depth for name, depth in zip(queue_names, waiting, strict=True)}
+    for name, depth in zip(queue_names, waiting, strict=True):
+        values[history.queue_depth(name)] = depth
+        values[history.queue_age(name)] = max(0.0, now - since.get(name, now))
+    return values
 
 
 def of_counts(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import redis
@@ -48,11 +49,12 @@ class Sender:
             return False
         self.lag_s = max(self.lag_s, time.time() - new[0].at)
         with self._dispatching() as dispatcher:
-            for event in new:
-                # What a guard does, its worker has sent by itself.
-                if not event.kind.startswith("guard-"):
-                    self._send(dispatcher, event)
-            dispatcher.flush()
+            # One group after the other, since a dispatcher gathers each by itself.
+            for group, together in groupby(new, key=lambda event: event.kind.partition("-")[0]):
+                for event in together:
+                    if group != "guard":  # what a guard does, its worker has sent by itself
+                        self._send(dispatcher, event)
+                dispatcher.flush()
         self._sent_id = new[-1].id
         client.set(_SENT_KEY, self._sent_id, ex=_KEEP_S)
         return len(new) == _AT_ONCE

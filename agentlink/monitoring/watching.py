@@ -17,6 +17,7 @@ from agentlink.monitoring import history, readings, workers
 from agentlink.monitoring.sending import Sender
 from agentlink.monitoring.status import WorkerStatus
 from agentlink.monitoring.writing import Writer
+from agentlink.settings import load
 
 #: Who writes the history and sends events on.
 LEADER_KEY = "agentlink:monitoring:leader"
@@ -93,6 +94,8 @@ class Watch:
         if not leads:
             self._follow()
             return
+        if not self._leads:
+            event_log.keep_settings(client, load().events, load().events_rate)
         self._leads = True
         if seconds != self._written_s:
             self._write(client, seconds)
@@ -102,9 +105,9 @@ class Watch:
         if self._writer is None:
             self._writer = Writer(client)
         writer, statuses, counted = self._writer, workers.read(client), workers.counts(client)
-        queues = {self._app.conf.task_default_queue, *history.queues_among(writer.columns)}
-        queues.update(*(status["queues"] for status in statuses.values()))
-        values = readings.of_workers(list(statuses.values())) | readings.of_broker(client, sorted(queues))
+        names = {self._app.conf.task_default_queue, *history.queues_among(writer.columns)}
+        names.update(*(status["queues"] for status in statuses.values()))
+        values = readings.of_workers(list(statuses.values())) | readings.of_broker(client, sorted(names))
         if writer.counted:
             values |= readings.of_counts(writer.counted, counted)
         if self._sender is not None:

@@ -1,11 +1,12 @@
 -- Stands before the scripts that change what others want to hear of: `tell` adds an event to the log, in the same step.
--- EVENTS, RATE and LEVEL are keys, KINDS says of each kind from which level on it is told, and whether always whole; of the
--- others, above MOST a second, one in SAMPLE is told, and how many were left out when the second is over. RATE is a hash:
+-- EVENTS, RATE and HOW are keys, KINDS says of each kind from which level on it is told, and 10 more where always: of the
+-- others, above the rate, one in SAMPLE is told, and how many were left out when the second is over. RATE is a hash:
 -- how many there were in a second, by that second, and how many of a kind were left out of it.
-local level
+local level, rate
 
 local function write(kind, facts)
     redis.call('XADD', EVENTS, 'MAXLEN', '~', KEPT, '*', 'kind', kind, 'facts', facts)
+    redis.call('EXPIRE', EVENTS, KEEP_S)
 end
 
 -- Of seconds that are over: what was left out of them.
@@ -20,7 +21,6 @@ local function summarize(second)
     end
     if #seconds == 0 then return end
     redis.call('DEL', RATE)
-    redis.call('EXPIRE', EVENTS, KEEP_S)
     if next(left_out) then
         write('step-summary', cjson.encode({second = tonumber(seconds[1]), left_out = left_out, sample = SAMPLE}))
     end
@@ -34,15 +34,20 @@ local function is_one_too_many(kind)
         redis.call('HSET', RATE, second, 1)
         redis.call('EXPIRE', RATE, KEEP_S)
     end
-    if count <= MOST or count % SAMPLE == 0 then return false end
+    if count <= rate or count % SAMPLE == 0 then return false end
     redis.call('HINCRBY', RATE, kind, 1)
     return true
 end
 
--- `facts` is a table, or JSON.
+-- `facts` is a table, or JSON. That something is not told is no reason for it not to happen.
 local function tell(kind, facts)
-    level = level or tonumber(redis.call('GET', LEVEL) or DEFAULT_LEVEL)
-    local from, always = unpack(KINDS[kind])
-    if from > level or (not always and is_one_too_many(kind)) then return end
-    write(kind, type(facts) == 'table' and cjson.encode(facts) or facts)
+    pcall(function()
+        if not level then
+            local how = redis.call('HMGET', HOW, 'ordered', 'level', 'rate')
+            level, rate = tonumber(how[1] or how[2] or FULL), tonumber(how[3] or USUAL_RATE)
+        end
+        local from = KINDS[kind]
+        if from % 10 > level or (from < 10 and is_one_too_many(kind)) then return end
+        write(kind, type(facts) == 'table' and cjson.encode(facts) or facts)
+    end)
 end

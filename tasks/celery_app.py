@@ -38,6 +38,7 @@ class App(Celery):
     """A Celery app whose calls are accepted within the publish timeout or raise `BrokerUnavailable`."""
 
     control_cls = "tasks.control:Control"
+    events_cls = "tasks.events:Events"
     _broker_seen = False
 
     def __init__(self, main: str, **kwargs: Any) -> None:

@@ -83,8 +83,9 @@ KINDS = {
             fields=("run_id", "step_id", "name", "reason", "attempts"),
             always=True,
         ),
-        # How many of each kind were not told of in a second, since there were too many: by kind. One in `sample` was.
-        Kind(name="step-summary", level=Level.BASIC, fields=("second", "left_out", "sample"), always=True),
+        # How many of each kind were not told of in a second, since there were too many: one in `sample` was. With a worker,
+        # those of Celery's own events that it has not sent.
+        Kind(name="step-summary", level=Level.BASIC, fields=("second", "left_out", "sample", "worker"), always=True),
         Kind(name="guard-paused", level=Level.BASIC, fields=("at_s", "worker", "reason"), always=True),
         Kind(name="guard-resumed", level=Level.BASIC, fields=("at_s", "worker", "reason", "paused_s"), always=True),
         Kind(

@@ -18,6 +18,7 @@ from agentlink.monitoring.sending import Sender
 from agentlink.monitoring.status import WorkerStatus
 from agentlink.monitoring.writing import Writer
 from agentlink.settings import load
+from tasks.events import take_left_out
 
 #: Who writes the history and sends events on.
 LEADER_KEY = "agentlink:monitoring:leader"
@@ -89,6 +90,9 @@ class Watch:
             pipe.time()
             *_, leads, (seconds, microseconds) = pipe.execute()
         self._status.told()
+        if left_out := take_left_out():
+            facts = {"second": seconds, "left_out": left_out, "sample": event_log.SAMPLE, "worker": self._status.name}
+            event_log.tell(client, [("step-summary", facts)])
         to_middle_s = _MIDDLE_S - microseconds / 1e6
         self._tell_at = time.monotonic() + (to_middle_s if to_middle_s > 0.1 else 1 + to_middle_s)
         if not leads:

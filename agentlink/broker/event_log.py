@@ -120,7 +120,7 @@ def _lua() -> str:
     names = {"EVENTS": f"'{EVENTS_KEY}'", "RATE": f"'{RATE_KEY}'", "HOW": f"'{HOW_KEY}'", "KINDS": f"{{{kinds}}}"}
     names |= {"KEPT": str(KEPT), "KEEP_S": str(_KEEP_S), "SAMPLE": str(SAMPLE)}
     names |= {"FULL": f"{Level.FULL:d}", "USUAL_RATE": str(USUAL_RATE)}
-    source = resources.files(__package__).joinpath("scripts", "events.lua").read_text()
+    source = resources.files(__package__).joinpath("scripts", "events.lua").read_text("utf-8")
     return "".join(f"local {name} = {value}\n" for name, value in names.items()) + source
 
 

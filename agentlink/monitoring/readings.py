@@ -16,7 +16,7 @@ from agentlink.monitoring import history
 from workflows.states import RunState
 from workflows.store import INDEX_KEY
 
-_SCRIPT = resources.files(__package__).joinpath("readings.lua").read_text()
+_SCRIPT = resources.files(__package__).joinpath("readings.lua").read_text("utf-8")
 
 #: Of a guard's resource, the series of its value and of its limit.
 _OF_TREES = {

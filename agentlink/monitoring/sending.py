@@ -25,7 +25,9 @@ _AT_ONCE = 500
 # As Celery's own of tasks, they go several in a message.
 _GROUPS = frozenset({"workflow", "step", "alert", "agent"})
 # What Celery's dispatchers put in by themselves, or take as their own arguments.
-_RESERVED = frozenset({"type", "hostname", "utcoffset", "pid", "clock", "timestamp", "blind", "retry", "retry_policy", "Event"})
+_RESERVED = frozenset(
+    {"type", "hostname", "utcoffset", "pid", "clock", "timestamp", "blind", "retry", "retry_policy", "Event"}
+)
 
 _SUMMARIZE = EVENTS + "pcall(summarize, redis.call('TIME')[1])"
 

@@ -34,13 +34,12 @@ class Writer:
 
     def write(self, client: redis.Redis, at_s: int, values: Mapping[str, float], counted: Mapping[str, int]) -> None:
         """Add the row of this second, and what is due of the coarser rings; `counted` is remembered with it."""
+        for finer, ring in zip(RINGS, RINGS[1:], strict=False):
+            self._coarsen(client, finer, ring, at_s)
         with client.pipeline() as pipe:
             self._add_columns(pipe, values)
-            for finer, ring in zip(RINGS, RINGS[1:], strict=False):
-                self._coarsen(client, pipe, finer, ring, at_s)
             rings.push(pipe, RINGS[0], at_s, self._columns, values)
-            state = {str(ring.step_s): done_s for ring, done_s in self._done_s.items()}
-            pipe.hset(_STATE_KEY, mapping={**state, "counted": json.dumps(dict(counted))})
+            pipe.hset(_STATE_KEY, "counted", json.dumps(dict(counted)))
             pipe.expire(_STATE_KEY, rings.KEEP_COLUMNS_S)
             pipe.expire(rings.COLUMNS_KEY, rings.KEEP_COLUMNS_S)
             pipe.execute()
@@ -52,7 +51,7 @@ class Writer:
             pipe.rpush(rings.COLUMNS_KEY, *new)
             self._columns = [*self._columns, *new]
 
-    def _coarsen(self, client: redis.Redis, pipe: Pipeline, finer: Ring, ring: Ring, at_s: int) -> None:
+    def _coarsen(self, client: redis.Redis, finer: Ring, ring: Ring, at_s: int) -> None:
         """Make rows of those intervals that are over, and of which there are none yet."""
         until_s = at_s - at_s % ring.step_s
         done_s = self._done_s[ring]
@@ -63,8 +62,11 @@ class Writer:
         intervals: dict[int, list[Sequence[float]]] = defaultdict(list)
         for row_s, row in rings.rows(client, finer, since_s - since_s % ring.step_s, until_s):
             intervals[row_s - row_s % ring.step_s].append(row)
-        for start_s, rows in sorted(intervals.items()):
-            rings.push(pipe, ring, start_s, self._columns, _one_of(rows, self._columns))
+        with client.pipeline() as pipe:
+            for start_s, rows in sorted(intervals.items()):
+                rings.push(pipe, ring, start_s, self._columns, _one_of(rows, self._columns))
+            pipe.hset(_STATE_KEY, str(ring.step_s), until_s)
+            pipe.execute()
         self._done_s[ring] = until_s
 
 

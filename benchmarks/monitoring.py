@@ -1,8 +1,8 @@
-"""What it costs to tell of everything: no-op tasks and a wide workflow, with `events` off, full, and full and listened to.
+"""What it costs to tell of everything: no-op tasks and a wide workflow, `events` off, full, full and listened to.
 
     python -m benchmarks.monitoring [--tasks N] [--width N] [--rounds R]
 
-The three in turn, each round beginning with another; the last has a worker that sends Celery's own events too (`-E`), and
+The three in turn, each round beginning with another. The last has a worker that sends Celery's own events (`-E`), and
 `celery events --dump` that receives all. AgentLink may use all of the CPU (`cpu=100%`), and so may whoever listens.
 """
 
@@ -33,7 +33,9 @@ TARGET = 0.95
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=6000, help="tasks a round (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=3000, help="members of the workflow's chord (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=3000, help="members of the workflow's chord (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: %(default)s)")
     options = parser.parse_args()
     tasks: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -92,8 +94,10 @@ def show(what: str, measured: dict[str, list[float]]) -> None:
     off = statistics.median(measured["off"])
     for way, values in measured.items():
         middle = statistics.median(values)
-        verdict = "" if way == "off" else f", {middle / off:.3f} of off, at least {TARGET} " + (
-            "met" if middle >= TARGET * off else "MISSED"
+        verdict = (
+            ""
+            if way == "off"
+            else f", {middle / off:.3f} of off, at least {TARGET} " + ("met" if middle >= TARGET * off else "MISSED")
         )
         print(f"{what:30} {way:12} {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}){verdict}")
 

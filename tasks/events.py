@@ -3,7 +3,7 @@
 Of a task that is told of all events are sent, of one that is left out none, unless it fails: then it is told of as a
 whole. How many were left out is told too, see `take_left_out`.
 
-Of `celery.events.EventDispatcher` 5.7, held by a contract test: `send`; of `celery.app.events.Events`: `dispatcher_cls`.
+Of `celery.events.EventDispatcher` 5.7, held by a test: `send`; of `celery.app.events.Events`: `dispatcher_cls`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from agentlink.broker.calls import DELIVERIES_HEADER, TELL, Command
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING
 from agentlink.broker.results import ASK
+from agentlink.masking import masked_text
 from agentlink.settings import load
 from tasks.app import app
 from workflows.ending import ENDING, ending_facts, parts_of_result, script
@@ -259,14 +260,15 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
 
 
 def _error_text(result: Any) -> str:
+    """For people: what looks like a secret in it is masked."""
     if not isinstance(result, dict):
-        return str(result)[:_ERROR_MAX_CHARS]
+        return masked_text(str(result)[:_ERROR_MAX_CHARS])
     message = result.get("exc_message")
     words = ", ".join(map(str, message)) if isinstance(message, (list, tuple)) else str(message)
     words = result.get("exc_text") or words  # it says something else than its arguments
     if result.get("exc_type") == NotRegistered.__name__:
         words = f"{words} {_NOT_KNOWN}"
-    return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
+    return masked_text(f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS])
 
 
 def _failure(

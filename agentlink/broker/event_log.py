@@ -48,8 +48,8 @@ class Level(IntEnum):
 class Kind:
     """A kind of event: its name, from which level on it is told, what it has to say.
 
-    Fields have their units in their names; `at_s` and whatever ends so are seconds since 1970. What is not known is left
-    out. `always`: none is left out, however many there are.
+    Fields have their units in their names; `at_s` is in seconds since 1970. What is not known is left out. `always`: none
+    is left out, however many there are.
     """
 
     name: str
@@ -83,8 +83,8 @@ KINDS = {
             fields=("run_id", "step_id", "name", "reason", "attempts"),
             always=True,
         ),
-        # How many of each kind were not told of in a second, since there were too many: one in `sample` was. With a worker,
-        # those of Celery's own events that it has not sent.
+        # How many of each kind were not told of in a second, since there were too many: one in `sample` was. With a
+        # worker, those of Celery's own events that it has not sent.
         Kind(name="step-summary", level=Level.BASIC, fields=("second", "left_out", "sample", "worker"), always=True),
         Kind(name="guard-paused", level=Level.BASIC, fields=("at_s", "worker", "reason"), always=True),
         Kind(name="guard-resumed", level=Level.BASIC, fields=("at_s", "worker", "reason", "paused_s"), always=True),

@@ -46,10 +46,12 @@ def read(client: redis.Redis, since_id: str, count: int, kinds: Collection[str] 
     return found[:count]
 
 
-def read_latest(client: redis.Redis, count: int, kinds: Collection[str] | None = None) -> list[Event]:
-    """The latest events, newest first, at most so many: all, or those of some kinds."""
+def read_latest(
+    client: redis.Redis, count: int, kinds: Collection[str] | None = None, *, until_id: str = "+"
+) -> list[Event]:
+    """The latest events up to an id, newest first, at most so many: all, or those of some kinds."""
     found: list[Event] = []
-    before = "+"
+    before = until_id
     while len(found) < count:
         page: list[Any] = client.xrevrange(EVENTS_KEY, max=before, count=_PAGE if kinds else count)
         events = [_decode(*entry) for entry in page]

@@ -1,8 +1,8 @@
 """Readings over the last month: what there are, and how they are read.
 
-Of the last hour there is one value a second, of the last day one in ten seconds, of the last 30 days one in five minutes.
-A coarser value is made of the finer ones as its series asks for: of memory the most, of what is left the least, of counts
-the sum. So a peak of a second is still seen after a month.
+Of the last hour there is one value a second, of the last day one in ten seconds, of the last 30 days one in five
+minutes. A coarser value is made of the finer ones as its series asks for: of memory the most, of what is left the
+least, of counts the sum. So a peak of a second is still seen after a month.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 There are three rings, from one row a second for an hour to one in five minutes for a month. A row is a time (whole
 seconds since 1970) and a number for each column, of four bytes each; what a column is stands in one list of names,
-which only grows. A list has a time to live, so a ring has no end to be moved; a row that was written later counts for more,
-so nothing has to be undone when a clock was set back.
+which only grows. A list has a time to live, so a ring has no end to be moved; a row that was written later counts for
+more, so nothing has to be undone when a clock was set back.
 """
 
 from __future__ import annotations

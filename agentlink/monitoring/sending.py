@@ -1,8 +1,8 @@
 """Sends the events of the log on to whoever listens to Celery's events: `celery events`, Flower, any receiver.
 
-One worker at a time does, some hundred milliseconds after they were written, each at least once, in their order, and from
-where the one before left off. So what happens is told by nobody who has something else to do, and it does not matter
-whether anybody listens, or how fast.
+One worker at a time does, some hundred milliseconds after they were written, each at least once, in their order, and
+from where the one before left off. So what happens is told by nobody who has something else to do, and it does not
+matter whether anybody listens, or how fast.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import redis
 from redis.client import Pipeline
@@ -34,7 +35,7 @@ class Writer:
 
     def write(self, client: redis.Redis, at_s: int, values: Mapping[str, float], counted: Mapping[str, int]) -> None:
         """Add the row of this second, and what is due of the coarser rings; `counted` is remembered with it."""
-        for finer, ring in zip(RINGS, RINGS[1:], strict=False):
+        for finer, ring in pairwise(RINGS):
             self._coarsen(client, finer, ring, at_s)
         with client.pipeline() as pipe:
             self._add_columns(pipe, values)

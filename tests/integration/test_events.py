@@ -119,7 +119,11 @@ def test_waiting_being_answered_and_going_on_are_told(system: System) -> None:
     failed.get(timeout=20, propagate=False)
     wait_until(lambda: kinds(system, failed)["workflow-failed"] == 2, what="its second failure")
     waiting, answered = events.read(system.client, FIRST, 2, {"step-waiting", "step-signalled"})
-    assert (waiting.kind, waiting.fields["run_id"], waiting.fields["waiting_for"]) == ("step-waiting", run.id, "approval")
+    assert (waiting.kind, waiting.fields["run_id"], waiting.fields["waiting_for"]) == (
+        "step-waiting",
+        run.id,
+        "approval",
+    )
     assert (answered.kind, answered.fields["run_id"], answered.fields["signal"]) == (
         "step-signalled", run.id, "approval",
     )  # fmt: skip
@@ -152,7 +156,8 @@ def test_a_broker_that_goes_away_changes_nothing_for_tasks_and_telling_goes_on(s
         wait_until(lambda: [event["run_id"] for event in received][-1:] == [second.id], what="the second run's end")
     for run in (first, second):
         assert kinds(system, run) == {
-            "workflow-called": 1, "workflow-started": 1, "workflow-succeeded": 1, "step-started": 2, "step-succeeded": 2,
+            "workflow-called": 1, "workflow-started": 1, "workflow-succeeded": 1,
+            "step-started": 2, "step-succeeded": 2,
         }  # fmt: skip
     assert "Traceback" not in worker.log
 
@@ -224,8 +229,10 @@ def test_above_a_rate_events_of_some_tasks_are_sent_and_of_all_that_fail(system:
             return sum(event["left_out"].get(kind, 0) for event in of("step-summary") if "worker" in event)
 
         wait_until(
-            lambda: len(of("task-received")) + left_out("task-received") == 155
-            and len(of("task-succeeded")) + left_out("task-succeeded") == 150,
+            lambda: (
+                len(of("task-received")) + left_out("task-received") == 155
+                and len(of("task-succeeded")) + left_out("task-succeeded") == 150
+            ),
             what="all events, sent or counted",
         )
     assert len(of("task-succeeded")) < 150

@@ -27,7 +27,7 @@ broker_transport_options = {
     "priority_steps": list(range(20)),
 }
 
-# -- What: the tasks and workflows every worker knows, and its heartbeat. `tasks` itself never imports these.
+# -- What: the tasks and workflows every worker knows, and its part in monitoring. `tasks` itself never imports these.
 imports = ("tasks.command", "workflows", "agentlink.monitoring.in_worker", *_settings.imports)
 
 # -- Messages: JSON only. Pickle runs whatever the sender put in, and the broker may be shared.

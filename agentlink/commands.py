@@ -14,6 +14,7 @@ from agentlink import log_lines, runs_commands, supervisor
 from agentlink import up as up_process
 from agentlink.broker import server
 from agentlink.console import json_option, live_console, page_console, print_json
+from agentlink.events_commands import events
 from agentlink.guard_commands import guard
 from agentlink.monitoring import health as health_check
 from agentlink.schedule_commands import schedule
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for command in (guard, runs_commands.runs, runs_commands.show, runs_commands.cancel, runs_commands.resume):
     cli.add_command(command)
-for command in (signal_run, waiting, schedule):
+for command in (signal_run, waiting, schedule, events):
     cli.add_command(command)
 
 

@@ -22,6 +22,7 @@ from agentlink.home import default_home
 from agentlink.settings_checks import (
     BrokerUrl,
     Count,
+    EventLevel,
     Home,
     LogFormat,
     LogLevel,
@@ -160,6 +161,12 @@ class Settings(BaseSettings):
     # A pause that lasts so long is an error in the log: something is stuck, or the limits are too low.
     guard_alarm_s: Annotated[float, duration("1s", "365d")] = Field(default=900.0, alias="guard_alarm")
     guard_interval_s: Annotated[float, duration("10ms", "1s")] = Field(default=0.1, alias="guard_interval")
+
+    # What is told of as it happens: nothing (off), what somebody may have to see to (basic), what becomes of runs
+    # (standard), each step's start and end too (full); `agentlink events level` changes it while all runs. Of more
+    # events than this a second, one in a hundred is told, and how many there were; failures always.
+    events: EventLevel = "full"
+    events_rate: Count = Field(default=200, ge=1, le=1_000_000)
 
     # Flower: on or off, and its port on 127.0.0.1 (0: any free one).
     flower: bool = True

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: What the guard watches, each of which can be switched off.
 RESOURCES = ("memory", "memory_free", "cpu", "disk_free", "disk_quota", "broker_memory", "processes")
+#: How much is told of what happens, from nothing to everything.
+EVENT_LEVELS = ("off", "basic", "standard", "full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 
@@ -95,6 +97,12 @@ def _storage(location: str | None) -> str | None:
     return location
 
 
+def _event_level(level: str) -> str:
+    if level.lower() not in EVENT_LEVELS:
+        raise ValueError(f"want one of {', '.join(EVENT_LEVELS)}, got {shown(level)}")
+    return level.lower()
+
+
 def _log_level(level: str) -> str:
     if level.upper() not in LOG_LEVELS:
         raise ValueError(f"want one of {', '.join(LOG_LEVELS)}, got {shown(level)}")
@@ -116,6 +124,7 @@ Resources = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names_from_tex
 BrokerUrl = Annotated[str | None, BeforeValidator(_broker_url)]
 MasterName = Annotated[str | None, AfterValidator(_master_name)]
 Storage = Annotated[str | None, AfterValidator(_storage)]
+EventLevel = Annotated[str, AfterValidator(_event_level)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 LogFormat = Annotated[str, AfterValidator(_log_format)]
 

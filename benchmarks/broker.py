@@ -181,10 +181,10 @@ def one_round(settings: Settings, side: Side, tasks: int) -> dict[str, float]:
 
 
 @contextmanager
-def running_worker(side: Side, *, wait: bool = True) -> Iterator[psutil.Process]:
+def running_worker(side: Side, *options: str, wait: bool = True) -> Iterator[psutil.Process]:
     """A worker, by default when it has run some tasks."""
     command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", side.app, "worker", "--loglevel", "WARNING"]
-    command += ["--pool", "prefork", "--concurrency", "2", "--without-mingle", "--without-gossip"]
+    command += ["--pool", "prefork", "--concurrency", "2", "--without-mingle", "--without-gossip", *options]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

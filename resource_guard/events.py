@@ -34,6 +34,7 @@ class Events:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._noted: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_KEPT)
+        self._untaken: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_KEPT)
         self._failed = False
 
     def turned(self, position: Position, paused_s: float) -> None:
@@ -79,8 +80,18 @@ class Events:
                 self._failed = True
                 logger.warning("an event of the guard was not sent: %r (said once)", error)
 
+    def take(self) -> list[tuple[str, dict[str, Any]]]:
+        """What has been noted since this was last called: for whoever keeps it. The latest, where that is long ago."""
+        return [self._untaken.popleft() for _ in range(len(self._untaken))]
+
+    def give_back(self, events: list[tuple[str, dict[str, Any]]]) -> None:
+        """What was taken could not be kept: it is taken again."""
+        self._untaken.extendleft(reversed(events))
+
     def _note(self, name: str, **fields: Any) -> None:
-        self._noted.append((name, {"at_s": round(self._clock(), 3), **fields}))
+        event = (name, {"at_s": round(self._clock(), 3), **fields})
+        self._noted.append(event)
+        self._untaken.append(event)
 
 
 def let_through(dispatcher: Any) -> None:

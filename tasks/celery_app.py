@@ -39,6 +39,7 @@ class App(Celery):
 
     amqp_cls = "tasks.shown_arguments:AMQP"
     control_cls = "tasks.control:Control"
+    events_cls = "tasks.events:Events"
     _broker_seen = False
 
     def __init__(self, main: str, **kwargs: Any) -> None:

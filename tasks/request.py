@@ -7,6 +7,8 @@ Of `celery.worker.request.Request` 5.7, held by a contract test: `revoked`, `_an
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,11 @@ from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks.errors import MemoryLimitExceeded, ProcessDied
 
 logger = logging.getLogger(__name__)
+
+#: How many tasks of this worker have ended, by how; those to be tried again are `retried`.
+ended_as: Counter[str] = Counter()
+_counting = threading.Lock()
+_ENDS = {"task-failed": "failed", "task-retried": "retried", "task-revoked": "revoked"}
 
 # A task that has succeeded, and whose process dies as often while it tells those that come after it, tells no more.
 _TELLS_AT_MOST = 20
@@ -103,12 +110,20 @@ class Request(CeleryRequest):
         def on_success(self: Request, answer: tuple[Any, ...], **kwargs: Any) -> Any:
             if isinstance(answer[1], NotBegun):
                 return self._start_again()
+            if not answer[0]:
+                _count("succeeded")
             try:
                 return answered(self, answer, **kwargs)
             finally:
                 self._end()
 
         cls.on_success = on_success
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name for it
+        """Tell whoever listens. Celery tells how a task has ended, unless it has succeeded, whoever listens."""
+        if type in _ENDS:
+            _count(_ENDS[type])
+        super().send_event(type, **fields)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Its time is up."""
@@ -186,6 +201,7 @@ class Request(CeleryRequest):
                 self.task.backend.mark_as_failure(
                     self.id, error, str(exc_info.traceback), request=Context(self.request_dict)
                 )
+            self.send_event("task-failed", exception=repr(error), traceback=str(exc_info.traceback))
             state.task_ready(self, successful=False)
             self.acknowledge()
             return None
@@ -277,5 +293,11 @@ class Request(CeleryRequest):
             backend.store_result(self.id, died, "FAILURE", request=context)
         else:
             backend.mark_as_failure(self.id, died, request=context)
+        self.send_event("task-failed", exception=repr(died), traceback=None)
         state.task_ready(self, successful=False)
         self.acknowledge()
+
+
+def _count(end: str) -> None:
+    with _counting:  # a pool of threads ends tasks in its threads
+        ended_as[end] += 1

@@ -17,6 +17,7 @@ from agentlink.broker import chords, dead_letters, fanout, sweep_step
 from agentlink.broker.calls import ALSO, ONCE
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.results import ResultBackend
+from agentlink.masking import is_secret, is_suspicious, masked_call
 from agentlink.settings import load
 from agentlink.units import checked_name
 from tasks import arguments
@@ -99,7 +100,7 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], run_id: str, tags: Sequence[str] = (), **options: Any
     ) -> WorkflowRun:
         """Start a run with arguments that were checked and completed before; see `apply_async`."""
-        shown, headers = show_arguments(args, kwargs), options.get("headers") or {}
+        shown, headers = self.shown(args, kwargs), options.get("headers") or {}
         options["task_id"] = run_id
         args, kwargs = put_away(app, self.name, args, kwargs, options)
         facts = {
@@ -125,6 +126,7 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
             *created,
             *errbacks.keeping_commands(run_id, root_id, options.get("link_error")),
             *recording.standing_commands(run_id, headers),
+            recording.call_event(run_id, self.name, shown, parent_of(run_id, headers), facts.get("agent")),
         ]
         run: WorkflowRun = super().apply_async(args, kwargs, **(options | {"ignore_result": False}))
         return run
@@ -150,6 +152,15 @@ class WorkflowTask(BaseTask[P, Any], Generic[P]):
     def parameters(self) -> inspect.Signature:
         """What a call may give: what the function takes."""
         return inspect.signature(self.build)
+
+    def shown(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """A call's arguments as a person may read them: secrets are masked."""
+        shown = show_arguments(args, kwargs)
+        parameters = [*self.parameters.parameters.values()]
+        if not is_suspicious(shown) and not any(is_secret(parameter.name) for parameter in parameters):
+            return shown
+        masked_args, masked_kwargs = masked_call(parameters, args, kwargs)
+        return show_arguments(tuple(masked_args), masked_kwargs)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowRun:  # noqa: N802 - Celery's name for it
         """The handle of one of this workflow's runs."""
@@ -227,7 +238,7 @@ def workflow(
             created = recording.creation_commands(
                 request.id,
                 self.name,
-                show_arguments(args, kwargs),
+                self.shown(args, kwargs),
                 parent_id,
                 request.root_id,
                 state=RunState.RUNNING,

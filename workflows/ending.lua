@@ -1,17 +1,58 @@
--- Stands before the scripts that move steps and end runs, after fanout.lua. `facts` is what all of them are told:
+-- Stands before the scripts that move steps and end runs, after fanout.lua and events.lua. `facts` is what all of them are told:
 --   now (seconds since 1970), keep_s (how long an ended run is kept), the prefixes of keys: runs, results, trees;
 --   and where a run ends badly: failure (JSON), failed and revoked (each what a result is before and after its id).
 local CANCELLED_RUNS, ERRANDS = 'agentlink:cancelled', 'agentlink:errands'
 
+local RUN_EVENTS = {
+    QUEUED = 'workflow-resumed', RUNNING = 'workflow-started', SUCCEEDED = 'workflow-succeeded', FAILED = 'workflow-failed',
+    CANCELLED = 'workflow-cancelled',
+}
+local STEP_EVENTS = {
+    RUNNING = 'step-started', RETRYING = 'step-retrying', SUCCEEDED = 'step-succeeded', FAILED = 'step-failed',
+    CANCELLED = 'step-cancelled',
+}
+
+local function seconds_since(facts, time)
+    return time and tonumber(string.format('%.3f', facts.now - time))
+end
+
+-- Of a text its beginning, which ends with a character.
+local function cut(text)
+    if not text or #text <= 500 then return text end
+    return string.match(string.sub(text, 1, 500), '^(.-)[\192-\255]?[\128-\191]*$')
+end
+
+local function tell_run(facts, id, state, workflow, called_at)
+    local event = {run_id = id, workflow = workflow}
+    if state ~= 'QUEUED' and state ~= 'RUNNING' then event.took_s = seconds_since(facts, called_at) end
+    if state == 'FAILED' then
+        local failure = cjson.decode(facts.failure)
+        event.step_id, event.error = failure.step_id, cut(failure.error)
+    end
+    tell(RUN_EVENTS[state], event)
+end
+
+local function tell_step(facts, run_id, id, state, step)
+    local event = {
+        run_id = run_id, step_id = id, name = step.name, place = step.place, attempt = step.attempt, worker = step.worker,
+    }
+    if state ~= 'RUNNING' and state ~= 'CANCELLED' then
+        event.took_s, event.error = seconds_since(facts, step.started_at), cut(step.error)
+        event.peak_bytes, event.cpu_s = step.peak_bytes, step.cpu_s
+    end
+    tell(STEP_EVENTS[state], event)
+end
+
 -- Runs are listed by their states, in the order in which they were called.
 local function set_state(facts, run, state)
     local id, index = string.sub(run, #facts.runs + 1), 'agentlink:runs:'
-    local known = redis.call('HMGET', run, 'state', 'called_at')
+    local known = redis.call('HMGET', run, 'state', 'called_at', 'workflow')
     redis.call('HSET', run, 'state', state)
     redis.call('ZREM', index .. known[1], id)
     redis.call('ZADD', index .. state, known[2], id)
     redis.call('ZREMRANGEBYRANK', index .. state, 0, -facts.keep_runs - 1)
     redis.call('ZREMRANGEBYSCORE', index .. state, '-inf', facts.now - facts.keep_listed_s)
+    tell_run(facts, id, state, known[3], known[2])
 end
 
 local function add_errand(facts, word, run, due)
@@ -64,6 +105,7 @@ local function move_step(facts, run, id, state, record, origins, tree)
     end
     redis.call('HSET', steps, id, state .. ' ' .. cjson.encode(step))
     redis.call('EXPIRE', steps, redis.call('TTL', run))
+    tell_step(facts, string.sub(run, #facts.runs + 1), id, state, step)
     if not old then redis.call('HINCRBY', run, 'steps_total', 1) end
     if state == 'SUCCEEDED' or state == 'FAILED' or state == 'CANCELLED' then
         redis.call('HINCRBY', run, 'steps_done', 1)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
+from agentlink.broker.event_log import EVENTS
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
 from agentlink.settings import load
 from tasks.app import app
@@ -20,7 +21,7 @@ def script(name: str) -> str:
 
 
 #: Lua that stands before the scripts that move steps or end runs.
-ENDING = COUNTING + script("ending.lua")
+ENDING = COUNTING + EVENTS + script("ending.lua")
 
 #: What Celery stores of a task that was revoked, of one whose run has ended before it began.
 _WITHDRAWN = {"exc_type": "TaskRevokedError", "exc_message": ["its run has ended"], "exc_module": "celery.exceptions"}

@@ -1,4 +1,5 @@
--- A step that waits asks whether its signal, or its time, has come; if not, its message is put aside until then.
+-- A step that waits asks whether its signal, or its time, has come; if not, its message is put aside until then. Stands
+-- after events.lua.
 --   KEYS[1]  its run             KEYS[2]  the run's steps     KEYS[3]  what each of them waits for: step → JSON
 --   KEYS[4]  where the messages put aside are: step → key of the delayed messages, NUL, message there
 --   KEYS[5]  the steps that wait for signals, in order: name, NUL, since when, NUL, step
@@ -104,6 +105,10 @@ if contains(lists[2], step_state) then
     local known = cjson.decode(record)
     known.worker, known.waiting_for = nil, facts.name ~= '' and facts.name or 'its time'
     redis.call('HSET', steps, step, 'WAITING ' .. cjson.encode(known))
+    tell('step-waiting', {
+        run_id = string.sub(run, #ARGV[11] + 1), step_id = step, name = known.name, place = known.place,
+        waiting_for = known.waiting_for,
+    })
 end
 
 local keep_s = tonumber(ARGV[8]) + (until_ms and math.ceil((until_ms - now_ms) / 1000) or tonumber(ARGV[9]))

@@ -15,11 +15,12 @@ from typing import Any
 import redis
 from celery.exceptions import NotRegistered
 
-from agentlink.broker import along, fanout
-from agentlink.broker.calls import DELIVERIES_HEADER, Command
+from agentlink.broker import along, event_log, fanout
+from agentlink.broker.calls import DELIVERIES_HEADER, TELL, Command
 from agentlink.broker.cancelled import RUN_HEADER
 from agentlink.broker.fanout import COUNTING
 from agentlink.broker.results import ASK
+from agentlink.masking import masked_text
 from agentlink.settings import load
 from tasks.app import app
 from workflows.ending import ENDING, ending_facts, parts_of_result, script
@@ -123,6 +124,12 @@ def creation_commands(
         ["ZREMRANGEBYSCORE", f"{INDEX_KEY}:{state}", "-inf", f"{now - ttl_s:.6f}"],
         ["ZREMRANGEBYRANK", f"{INDEX_KEY}:{state}", 0, -settings.keep_runs - 1],
     ]
+
+
+def call_event(run_id: str, workflow: str, arguments: str, parent_id: str | None, agent: str | int | None) -> Command:
+    """What tells that a run was called; it goes to the broker with the message that starts it, once."""
+    facts = {"run_id": run_id, "workflow": workflow, "arguments": arguments, "parent_id": parent_id, "agent": agent}
+    return [TELL, "workflow-called", event_log.encoded(facts)]
 
 
 def standing_commands(run_id: str, headers: Mapping[str, Any]) -> list[Command]:
@@ -270,14 +277,15 @@ def _step_after(task_id: str, state: StepState, result: Any, request: Any, now: 
 
 
 def _error_text(result: Any) -> str:
+    """For people: what looks like a secret in it is masked."""
     if not isinstance(result, dict):
-        return str(result)[:_ERROR_MAX_CHARS]
+        return masked_text(str(result)[:_ERROR_MAX_CHARS])
     message = result.get("exc_message")
     words = ", ".join(map(str, message)) if isinstance(message, (list, tuple)) else str(message)
     words = result.get("exc_text") or words  # it says something else than its arguments
     if result.get("exc_type") == NotRegistered.__name__:
         words = f"{words} {_NOT_KNOWN}"
-    return f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS]
+    return masked_text(f"{result.get('exc_type')}: {words}"[:_ERROR_MAX_CHARS])
 
 
 def _failure(

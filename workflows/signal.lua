@@ -1,4 +1,5 @@
--- Give a signal to the step of a run that has waited for it longest, or keep it for the next that will.
+-- Give a signal to the step of a run that has waited for it longest, or keep it for the next that will. Stands after
+-- events.lua.
 --   KEYS[1]  the run     KEYS[2]  what its steps wait for     KEYS[3]  where their messages are
 --   KEYS[4]  the steps that wait, in order      KEYS[5]  signals kept      (KEYS[2] to [5]: see park.lua)
 --   KEYS[6]  tells what this very call was told: a caller that lost the answer asks again
@@ -35,6 +36,7 @@ for i = count, 1, -1 do -- the last first: the one that has waited longest ends 
     facts.payload = ARGV[3]
     redis.call('HSET', KEYS[2], step, cjson.encode(facts))
     redis.call('ZREM', KEYS[4], waiting[i])
+    tell('step-signalled', {run_id = string.match(KEYS[1], '[^:]*$'), step_id = step, signal = ARGV[2]})
     local delayed, flight = string.match(redis.call('HGET', KEYS[3], step), '^(%Z*)%z(.*)$')
     redis.call('HDEL', KEYS[3], step)
     -- Where it is no longer it is on its way to a worker, which asks when it begins it.

@@ -22,6 +22,7 @@ from redis.commands.core import Script
 from agentlink.broker import fanout
 from agentlink.broker.calls import Command
 from agentlink.broker.cancelled import RUN_HEADER
+from agentlink.broker.event_log import EVENTS
 from agentlink.broker.lease import DELAYED_PREFIX, IN_FLIGHT_PREFIX, STARTED_PREFIX, WAKE_PREFIX
 from agentlink.broker.results import ResultBackend, in_flight
 from agentlink.broker.transport import Channel
@@ -36,7 +37,7 @@ from workflows.store import as_text, run_key, steps_key
 
 logger = logging.getLogger(__name__)
 
-_PARK = resources.files(__package__).joinpath("park.lua").read_text("utf-8")
+_PARK = EVENTS + resources.files(__package__).joinpath("park.lua").read_text("utf-8")
 _WAITED = resources.files(__package__).joinpath("waited.lua").read_text("utf-8")
 
 #: What has no end is kept for so long.

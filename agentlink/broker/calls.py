@@ -16,6 +16,8 @@ Command = Sequence[Any]
 
 #: The message property that carries commands to run in the same step that queues the message.
 ALSO = "agentlink_also"
+#: A command of this name is an event: its kind, and its fields as `event_log.encoded` makes them.
+TELL = "TELL"
 #: The message property that makes a call be accepted once, however often it is made: a key of its own, and for how long
 #: (ms) that is remembered.
 ONCE = "agentlink_once"
@@ -26,6 +28,8 @@ HELD = "agentlink_held"
 DELIVERIES_HEADER = "agentlink_deliveries"
 #: The message header that tells how often its task was evicted, and how much memory it is to have since then.
 EVICTED_HEADER = "agentlink_evicted"
+#: The message header that tells when it was queued, by the broker's clock (seconds since 1970).
+QUEUED_AT_HEADER = "agentlink_queued_at"
 #: The most messages one script call queues.
 TOGETHER_MAX = 500
 

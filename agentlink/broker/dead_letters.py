@@ -19,6 +19,7 @@ from typing import Any
 import redis
 from kombu.utils.json import dumps, loads
 
+from agentlink.broker import event_log
 from agentlink.broker.arguments import ARGUMENTS_HEADER, WAITS_PREFIX, belong, held
 from agentlink.broker.calls import DELIVERIES_HEADER
 from agentlink.broker.errors import LetterAmbiguous, LetterUnknown
@@ -92,6 +93,8 @@ def bury(
         pipe.hset(MESSAGES_KEY, letter.id, flight)
         pipe.hset(LETTERS_KEY, letter.id, json.dumps(asdict(letter)))
         pipe.zadd(INDEX_KEY, {letter.id: now})
+        told = {"step_id": letter.id, "name": letter.task, "reason": reason, "attempts": attempts}
+        event_log.tell(pipe, [("step-buried", {"run_id": letter.run_id, **told})])
         if digests := headers.get(ARGUMENTS_HEADER):
             for command in [*belong(digests, [_holder(letter.id)]), held(_holder(letter.id), KEEP_S)]:
                 pipe.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -210,6 +213,7 @@ def _send(letter: DeadLetter, pipe: Any) -> Any:
 def _as_new(payload: dict[str, Any]) -> dict[str, Any]:
     """The message as if nobody had tried it. Whoever sends it again wants it to run, expired or not."""
     payload.pop(DELIVERIES_HEADER, None)
+    payload.pop("queued_at", None)
     headers = payload["headers"]
     headers.pop(DELIVERIES_HEADER, None)
     headers |= {"retries": 0, "expires": None, "eta": None}

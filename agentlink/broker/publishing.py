@@ -25,6 +25,7 @@ from redis.commands.core import Script
 from agentlink.broker import fanout
 from agentlink.broker.calls import ALSO, HELD, ONCE, Call, Command, Outgoing, current_bundle, current_call, wanted_by
 from agentlink.broker.errors import BrokerUnavailable, Overtaken, reason_of, refuses_to_write
+from agentlink.broker.event_log import EVENTS
 from agentlink.broker.fanout import COUNTING, TALLY
 from agentlink.broker.lease import DELAYED_PREFIX, LIMITS, RUNS_STEP, TURNS, WAKE_PREFIX
 from agentlink.broker.limits import LIMIT, Limit
@@ -32,7 +33,7 @@ from agentlink.broker.limits import LIMIT, Limit
 logger = logging.getLogger(__name__)
 
 _SCRIPTS = resources.files(__package__).joinpath("scripts")
-_PUBLISH = TURNS + COUNTING + _SCRIPTS.joinpath("publish.lua").read_text("utf-8")
+_PUBLISH = TURNS + COUNTING + EVENTS + _SCRIPTS.joinpath("publish.lua").read_text("utf-8")
 _PURGE = LIMITS + _SCRIPTS.joinpath("purge.lua").read_text("utf-8")
 #: Of the time a caller waits for an answer, the share in which the server may still accept the call: an answer sent at
 #: the end of it reaches a caller that is still there.

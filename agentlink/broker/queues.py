@@ -1,8 +1,9 @@
-"""How much there is in the broker: waiting, waiting for its time, in flight."""
+"""How much there is in the broker: waiting and since when, waiting for its time, in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import Any
 
 import redis
@@ -10,6 +11,10 @@ import redis
 from agentlink.broker import limits
 from agentlink.broker.lease import DELAYED_PREFIX, IN_FLIGHT_PREFIX, LEASES_KEY
 from agentlink.broker.transport import Channel
+
+_OLDEST = resources.files(__package__).joinpath("scripts", "oldest.lua").read_text()
+# Of more runs that wait in a list the others are about as old.
+_RUNS_LOOKED_AT = 50
 
 
 def lengths(client: redis.Redis, queues: Iterable[str]) -> list[dict[str, Any]]:
@@ -23,6 +28,20 @@ def lengths(client: redis.Redis, queues: Iterable[str]) -> list[dict[str, Any]]:
         }
         for name in queues
     ]
+
+
+def waiting_since(client: redis.Redis, queues: Sequence[str]) -> dict[str, float]:
+    """When the oldest message that waits in each queue was queued, by the broker's clock; without those that are empty.
+
+    Looked at is what comes next in each of a queue's lists.
+    """
+    lists = [(name, key) for name in queues for key in keys(name)]
+    told: list[bytes] = client.eval(_OLDEST, len(lists), *(key for _, key in lists), _RUNS_LOOKED_AT)  # type: ignore[assignment]
+    since: dict[str, float] = {}
+    for (name, _), at in zip(lists, told, strict=True):
+        if at:
+            since[name] = min(float(at), since.get(name, float(at)))
+    return since
 
 
 def keys(queue: str) -> list[str]:

@@ -22,7 +22,7 @@ from kombu.transport import virtual
 from kombu.utils.json import loads
 
 from agentlink.broker import along
-from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER
+from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER, QUEUED_AT_HEADER
 from agentlink.broker.errors import refuses_to_write
 from agentlink.broker.lease import ACKNOWLEDGE_AT_ONCE, DELAYED_PREFIX, RUNS_STEP, WAKE_PREFIX, Lease, Taken
 from agentlink.broker.poller import LOOK_AGAIN_S
@@ -282,6 +282,8 @@ class TakingChannel(kombu_redis.Channel):
             self.on_revoked(payload["headers"]["id"])
         if evicted := payload.pop("agentlink_evicted", None):
             payload["headers"][EVICTED_HEADER] = evicted
+        if queued_at := payload.pop("queued_at", None):
+            payload["headers"][QUEUED_AT_HEADER] = queued_at
         deliveries = payload.pop("agentlink_deliveries", 0)
         if deliveries:
             # A retry carries the deaths of the attempts before it in its headers.

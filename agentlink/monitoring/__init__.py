@@ -1,1 +1,4 @@
-"""What people and machines see of AgentLink: health, logs. Nothing that runs tasks needs it."""
+"""What is known of how everything goes: events as they happen, readings over the last month, health, logs.
+
+Workers write events and readings (see `watching`); whoever shows them reads them by `events.read` and `history.read`.
+"""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agentlink.monitoring import health_beat, logs
+from agentlink.monitoring import health_beat, logs, worker_step
 from tasks import app
 
 health_beat.install(app)
 logs.install()
+worker_step.install(app)

@@ -4,7 +4,8 @@
 --                a hash in which it is held back
 --   ARGV[1]      the server's time, in ms, after which the caller no longer waits for an answer; '' for ever
 --   ARGV[2]      ms for which KEYS[1] is kept; '' to do without
---   ARGV[3]      a JSON list of commands to run with them, each a list: name, arguments
+--   ARGV[3]      a JSON list of commands to run with them, each a list: name, arguments. EXPECT, an answer and a command: see
+--                below; TELL, a kind and JSON: an event, see events.lua
 --   ARGV[4]      what they count for in their tree, see fanout.lua; '' for nothing
 --   ARGV[3i+2]   message i          (the first message is at ARGV[5])
 --   ARGV[3i+3]   '' to queue it now; else the server's time, in ms, at which it is due, or the field of the hash
@@ -30,7 +31,11 @@ if ARGV[2] ~= '' and not redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[2]) th
 end
 -- First what may fail: a message that is queued stays queued.
 for _, command in ipairs(commands) do
-    if command[1] ~= 'EXPECT' then redis.call(unpack(command)) end
+    if command[1] == 'TELL' then
+        tell(command[2], command[3])
+    elseif command[1] ~= 'EXPECT' then
+        redis.call(unpack(command))
+    end
 end
 if counting then count_sent(counting) end
 local told = {}

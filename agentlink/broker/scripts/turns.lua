@@ -2,7 +2,17 @@
 -- A message of a run waits in that run's own list, named by its key: a queue's list for runs, \1, the run. In the queue's
 -- list there is an empty place for it, so that lengths are true; who takes a place gets the oldest message of the run
 -- whose turn it is. The runs that wait are in a list of their own, named as if for a run without a name.
+-- When a message was queued ends its JSON: at its beginning, other marks are looked for. One that is queued again was queued
+-- now.
+local function stamped(message)
+    local clock = redis.call('TIME')
+    local head = string.match(string.sub(message, -40), ', "queued_at": [%d.]+}$')
+    local length = #message - (head and #head or 1)
+    return string.sub(message, 1, length) .. string.format(', "queued_at": %d.%06d}', clock[1], clock[2])
+end
+
 local function enqueue(key, message)
+    message = stamped(message)
     local list = string.match(key, '^(.*)\1')
     if not list then
         redis.call('LPUSH', key, message)

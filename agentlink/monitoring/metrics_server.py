@@ -42,7 +42,8 @@ def _server(_: Celery) -> Chore:
                 logger.debug("metrics: %s", error)  # mostly it is another worker that serves them
                 return _LOOK_EVERY_S
             serves = True
-            logger.info("metrics are at http://%s:%s/metrics", settings.metrics_address, server.server_port)
+            host = f"[{settings.metrics_address}]" if ":" in settings.metrics_address else settings.metrics_address
+            logger.info("metrics are at http://%s:%s/metrics", host, server.server_port)
         return 3600.0
 
     return Chore(name="serving metrics", first_in_s=0.0, do=serve)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from agentlink.broker import outcomes, queues
 from agentlink.broker.outcomes import BOUNDS_S
-from tests.integration import sample, troubled
+from tests.integration import sample, troubled, waiting_steps
 from tests.integration.system import System
 from tests.waiting import wait_until
 from workflows import RunState
@@ -62,6 +63,20 @@ def test_how_long_tasks_have_waited_is_counted(system: System) -> None:
     known = outcomes.read(system.client, "task")
     assert known[sample.add.name].waited.sum_s > 1.1
     assert known[sample.twice.name].waited.sum_s < 1
+
+
+def test_what_waits_for_a_signal_has_not_waited_for_a_worker(system: System) -> None:
+    system.start_worker(imports=waiting_steps.IMPORTS)
+    run = waiting_steps.asks_last.delay()
+    wait_until(run.waiting, what="the step that waits")
+    asked_at = time.monotonic()
+    wait_until(lambda: time.monotonic() > asked_at + 2, what="two seconds")
+    run.signal("approval", True)
+    run.get(timeout=20)
+    name = "workflows.wait_for"
+    wait_until(lambda: sum(ended(system, "task").get(name, {}).values()) == 2, what="its two bodies")
+    assert ended(system, "task")[name] == {"passed_on": 1, "succeeded": 1}
+    assert outcomes.read(system.client, "task")[name].waited.sum_s < 1.5
 
 
 def test_runs_are_counted_in_the_step_that_ends_them(system: System, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from agentlink.address import shown_address
 from agentlink.errors import SettingsError
 from agentlink.home import default_home
 from agentlink.settings_checks import (
+    Address,
     BrokerUrl,
     Count,
     EventLevel,
@@ -171,6 +172,10 @@ class Settings(BaseSettings):
     # Flower: on or off, and its port on 127.0.0.1 (0: any free one).
     flower: bool = True
     flower_port: Count = Field(default=5555, ge=0, le=65535)
+    # A port of a worker's own for Prometheus (0: any free one); without it metrics are at Flower's /metrics alone.
+    # Nobody is asked for a password there: think twice before it is open to others than this machine.
+    metrics_port: Count | None = Field(default=None, ge=0, le=65535)
+    metrics_address: Address = "127.0.0.1"
     log_level: LogLevel = "INFO"
     # Lines of the log for people, or one JSON object each, for programs that gather logs.
     log_format: LogFormat = "text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -70,6 +71,13 @@ def _resources(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _address(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        raise ValueError(f"want an address in numbers, like 127.0.0.1 or 0.0.0.0, got {shown(address)}") from None
+
+
 def _broker_url(url: object) -> str | None:
     if url is not None and not isinstance(url, str):
         raise ValueError("want a text")  # and don't show what was given, it may hold a password
@@ -119,6 +127,7 @@ Count = Annotated[int, BeforeValidator(_no_truth_value)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 Home = Annotated[Path, AfterValidator(checked_home)]
 Name = Annotated[str | None, BeforeValidator(checked_name)]
+Address = Annotated[str, AfterValidator(_address)]
 Modules = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names_from_text), AfterValidator(_modules)]
 Resources = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names_from_text), AfterValidator(_resources)]
 BrokerUrl = Annotated[str | None, BeforeValidator(_broker_url)]

@@ -12,7 +12,7 @@ import click
 from celery import signals
 
 from agentlink import up
-from agentlink.broker import along, cancelled, chord_step, revoked, sweep_step
+from agentlink.broker import along, cancelled, chord_step, outcomes, revoked, sweep_step
 from agentlink.broker import celery_step as lease_step
 from agentlink.broker.guard_watch import GuardWatch
 from agentlink.broker.profiles import Profiles
@@ -58,6 +58,7 @@ sweep_step.install(app)
 cancelled.install(app)
 soft_signal.install()
 chord_step.install(app)
+outcomes.install(app)
 app.config_from_object("celeryconfig")
 
 

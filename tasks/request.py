@@ -7,21 +7,22 @@ Of `celery.worker.request.Request` 5.7, held by a contract test: `revoked`, `_an
 from __future__ import annotations
 
 import logging
-import threading
-from collections import Counter
+import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated
 from celery.app.task import Context
-from celery.exceptions import Reject, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from agentlink.broker import along, dead_letters
-from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER
+from agentlink.broker.calls import DELIVERIES_HEADER, EVICTED_HEADER, QUEUED_AT_HEADER
 from agentlink.broker.celery_step import handed_over
+from agentlink.broker.outcomes import Outcome, ends
 from agentlink.broker.transport import Channel
 from resource_guard.caps import Used
 from resource_guard.followers import NotBegun
@@ -30,11 +31,6 @@ from resource_guard.reservations import DECLARED_HEADER, declared
 from tasks.errors import MemoryLimitExceeded, ProcessDied
 
 logger = logging.getLogger(__name__)
-
-#: How many tasks of this worker have ended, by how; those to be tried again are `retried`.
-ended_as: Counter[str] = Counter()
-_counting = threading.Lock()
-_ENDS = {"task-failed": "failed", "task-retried": "retried", "task-revoked": "revoked"}
 
 # A task that has succeeded, and whose process dies as often while it tells those that come after it, tells no more.
 _TELLS_AT_MOST = 20
@@ -51,6 +47,11 @@ class Request(CeleryRequest):
     on_end: Callable[[Any, Used | None], None] | None = None
     #: Set by the gate too, for one that is to follow another: called when its process came to it too late.
     on_not_begun: Callable[[Any], None] | None = None
+    #: Whether it has been counted how it has ended; and for how long it ran, as its process says.
+    _counted = False
+    _ran_s: float | None = None
+    #: Celery's: when a process began it.
+    time_start: Any
 
     @property
     def deaths(self) -> int:
@@ -94,6 +95,9 @@ class Request(CeleryRequest):
         channel = self.message.channel
         if isinstance(channel, Channel) and self.task.acks_late:
             channel.lease.started(self.message.delivery_tag)
+        queued_at = self.request_dict.get(QUEUED_AT_HEADER)
+        if queued_at is not None and not self.deaths and EVICTED_HEADER not in self.request_dict:
+            ends.waited(self.name, self.time_start - queued_at)
 
     def acknowledge(self) -> None:
         """Be done with its message now: Celery is at its loop's next turn, and a worker that ends may have none."""
@@ -110,8 +114,9 @@ class Request(CeleryRequest):
         def on_success(self: Request, answer: tuple[Any, ...], **kwargs: Any) -> Any:
             if isinstance(answer[1], NotBegun):
                 return self._start_again()
+            self._ran_s = answer[2]
             if not answer[0]:
-                _count("succeeded")
+                self._count(Outcome.SUCCEEDED)
             try:
                 return answered(self, answer, **kwargs)
             finally:
@@ -119,20 +124,16 @@ class Request(CeleryRequest):
 
         cls.on_success = on_success
 
-    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name for it
-        """Tell whoever listens. Celery tells how a task has ended, unless it has succeeded, whoever listens."""
-        if type in _ENDS:
-            _count(_ENDS[type])
-        super().send_event(type, **fields)
-
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Its time is up."""
         super().on_timeout(soft, timeout)
         if not soft:
+            self._count(Outcome.FAILED)
             self._end()
 
     def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
         super()._announce_revoked(*args, **kwargs)
+        self._count(Outcome.REVOKED)
         self._end()
 
     def _end(self) -> None:
@@ -145,6 +146,16 @@ class Request(CeleryRequest):
         used = along.collect_used(self.id)
         if on_end is not None:
             on_end(self, used)
+
+    def _count(self, outcome: Outcome) -> None:
+        """Count how it has ended, once: what comes first is what has ended it."""
+        if self._counted:
+            return
+        self._counted = True
+        ran_s = None
+        if outcome in (Outcome.SUCCEEDED, Outcome.FAILED, Outcome.RETRIED) and self.time_start:
+            ran_s = time.time() - self.time_start if self._ran_s is None else self._ran_s
+        ends.ended(self.name, outcome, ran_s)
 
     def _start_again(self) -> None:
         """Its process has said that it began, and then that it did not."""
@@ -165,6 +176,7 @@ class Request(CeleryRequest):
             logger.exception("it goes back to its queue, since that can't be stored now")
             self.give_back()
             return
+        self._count(Outcome.FAILED)
         self.send_event("task-failed", exception=repr(error), traceback=None)
         state.task_ready(self, successful=False)
         self.acknowledge()
@@ -177,6 +189,7 @@ class Request(CeleryRequest):
             logger.exception("that task %s was cancelled can't be stored now", self.id)
             self.give_back()
             return
+        self._count(Outcome.REVOKED)
         self.send_event("task-revoked", terminated=True, signum=None, expired=False)
         state.task_ready(self, successful=False)
         self.acknowledge()
@@ -197,6 +210,7 @@ class Request(CeleryRequest):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, MemoryError):
             # Celery raises it again, here in the main process, and ends the worker: it was the task's memory, not ours.
+            self._count(Outcome.FAILED)
             if not return_ok:  # its process could not store it
                 self.task.backend.mark_as_failure(
                     self.id, error, str(exc_info.traceback), request=Context(self.request_dict)
@@ -215,6 +229,12 @@ class Request(CeleryRequest):
             return None
         if died and not self._already_cancelled and not self._already_revoked and self._begin_again(error):
             return None
+        if isinstance(exc_info.exception, Retry):
+            self._count(Outcome.RETRIED)
+        elif isinstance(error, (Ignore, Reject)):
+            self._count(Outcome.PASSED_ON)
+        elif not isinstance(error, Terminated) and not (died and (self._already_cancelled or state.should_terminate)):
+            self._count(Outcome.FAILED)  # those others are revoked, or go back to their queue
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _success_was_stored(self) -> Any:
@@ -247,6 +267,7 @@ class Request(CeleryRequest):
         evictions, _ = self.request_dict.get(EVICTED_HEADER) or (0, 0)
         channel, tag = self.message.channel, self.message.delivery_tag
         state.task_ready(self, successful=False)
+        self._count(Outcome.EVICTED)
         channel.lease.give_back_evicted(tag, evictions + 1, reserve_bytes)
         channel.qos.forget(tag)
         self.acknowledged = True
@@ -265,6 +286,7 @@ class Request(CeleryRequest):
                 return False
         # One that has succeeded too: its result stands, and what comes after it may not have been told.
         logger.warning("%s; it runs again", died)
+        self._count(Outcome.DIED)
         state.task_ready(self, successful=False)
         channel.lease.give_back(self.message.delivery_tag, counted=True)
         channel.qos.forget(self.message.delivery_tag)
@@ -284,10 +306,12 @@ class Request(CeleryRequest):
             return
         if letter is None:
             logger.warning("%s; another worker has it by now", died)
+            self._count(Outcome.PASSED_ON)
             state.task_ready(self, successful=False)
             self.acknowledge()
             return
         logger.error("%s; it is a dead letter now", died)
+        self._count(Outcome.BURIED)
         if getattr(context, "agentlink_run", None):
             # The canvas around it waits: sent again and done, the letter completes its run.
             backend.store_result(self.id, died, "FAILURE", request=context)
@@ -296,8 +320,3 @@ class Request(CeleryRequest):
         self.send_event("task-failed", exception=repr(died), traceback=None)
         state.task_ready(self, successful=False)
         self.acknowledge()
-
-
-def _count(end: str) -> None:
-    with _counting:  # a pool of threads ends tasks in its threads
-        ended_as[end] += 1

@@ -195,6 +195,7 @@ end
 function end_run(facts, run, state)
     set_state(facts, run, state)
     redis.call('HSET', run, 'ended_at', facts.now)
+    note_run_ended(run, state, tonumber(facts.now))
     redis.call('EXPIRE', run, facts.keep_s)
     redis.call('EXPIRE', run .. ':steps', facts.keep_s)
     redis.call('EXPIRE', run .. ':below', facts.keep_s)

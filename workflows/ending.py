@@ -10,6 +10,7 @@ from typing import Any
 
 from agentlink.broker.event_log import EVENTS
 from agentlink.broker.fanout import COUNTING, TREE_PREFIX
+from agentlink.broker.outcomes import COUNTING_ENDS
 from agentlink.settings import load
 from tasks.app import app
 from workflows.store import goes_on_ttl_s, run_key
@@ -21,7 +22,7 @@ def script(name: str) -> str:
 
 
 #: Lua that stands before the scripts that move steps or end runs.
-ENDING = COUNTING + EVENTS + script("ending.lua")
+ENDING = COUNTING + EVENTS + COUNTING_ENDS + script("ending.lua")
 
 #: What Celery stores of a task that was revoked, of one whose run has ended before it began.
 _WITHDRAWN = {"exc_type": "TaskRevokedError", "exc_message": ["its run has ended"], "exc_module": "celery.exceptions"}

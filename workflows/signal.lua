@@ -1,5 +1,5 @@
 -- Give a signal to the step of a run that has waited for it longest, or keep it for the next that will. Stands after
--- events.lua.
+-- turns.lua and events.lua.
 --   KEYS[1]  the run     KEYS[2]  what its steps wait for     KEYS[3]  where their messages are
 --   KEYS[4]  the steps that wait, in order      KEYS[5]  signals kept      (KEYS[2] to [5]: see park.lua)
 --   KEYS[6]  tells what this very call was told: a caller that lost the answer asks again
@@ -42,7 +42,7 @@ for i = count, 1, -1 do -- the last first: the one that has waited longest ends 
     -- Where it is no longer it is on its way to a worker, which asks when it begins it.
     if redis.call('ZREM', delayed, flight) == 1 then
         local key, message = string.match(flight, '^(%Z*)%z(.*)$')
-        redis.call('RPUSH', key, message)
+        redis.call('RPUSH', key, stamped(message))
         local parted = string.find(key, ARGV[10], 1, true)
         redis.call('PUBLISH', ARGV[9] .. (parted and string.sub(key, 1, parted - 1) or key), '')
     end

@@ -21,7 +21,7 @@ from redis.commands.core import Script
 
 from agentlink.broker.errors import BrokerUnavailable, reason_of
 from agentlink.broker.event_log import EVENTS
-from agentlink.broker.lease import WAKE_PREFIX
+from agentlink.broker.lease import TURNS, WAKE_PREFIX
 from agentlink.broker.transport import Channel
 from agentlink.settings import load
 from agentlink.units import checked_name, format_size, shown
@@ -42,7 +42,7 @@ _REMEMBER_S = 300
 # Of the time a caller waits for an answer, the share in which the broker may still do what it is asked.
 _ACCEPT_FRACTION = 0.75
 _RETRY_S = 0.1
-_SIGNAL = EVENTS + resources.files(__package__).joinpath("signal.lua").read_text("utf-8")
+_SIGNAL = TURNS + EVENTS + resources.files(__package__).joinpath("signal.lua").read_text("utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from agentlink.monitoring import health_beat, logs, worker_step
+from agentlink.monitoring import health_beat, logs, metrics_server, worker_step
 from tasks import app
 
 health_beat.install(app)
 logs.install()
 worker_step.install(app)
+metrics_server.install(app)

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery.worker import state
 
-from tasks import request
+from agentlink.broker.outcomes import Outcome, ends
 
 #: What is told of a worker without a guard.
 _UNGUARDED: dict[str, Any] = {"state": "ok", "reason": "", "since": None, "resources": {}, "tasks": {}, "counts": {}}
@@ -57,7 +57,12 @@ class WorkerStatus:
         self._looked_at = now
         if status["state"] == "paused":
             self._paused_ms += (now - before_at) * 1000
-        self._counts = Counter(request.ended_as) + Counter(
+        ended = ends.totals()
+        self._counts = Counter(
+            succeeded=ended[Outcome.SUCCEEDED],
+            failed=ended[Outcome.FAILED] + ended[Outcome.BURIED],
+            retried=ended[Outcome.RETRIED],
+            revoked=ended[Outcome.REVOKED],
             pauses=status["counts"].get("pauses", 0),
             paused_ms=int(self._paused_ms),
             evictions=status["tasks"].get("counts", {}).get("evicted", 0),

@@ -152,6 +152,8 @@ def test_fields_that_contradict_each_other_are_refused(
         ("guard_readings_off", "101", "input should be less than or equal to 100, got '101'"),
         ("guard_rest", "1d", "want 0s to 1h, got '1d'"),
         ("guard_interval", "1ms", "want 10ms to 1s, got '1ms'"),
+        ("metrics_port", "-1", "input should be greater than or equal to 0, got '-1'"),
+        ("metrics_address", "here", "want an address in numbers, like 127.0.0.1 or 0.0.0.0, got 'here'"),
         ("flower_port", "65536", "input should be less than or equal to 65535, got '65536'"),
         ("imports", "a b,../x", "want modules as Python imports them, like mywork or mywork.tasks, got 'a b'"),
         ("imports", "a,../x", "got '../x'"),

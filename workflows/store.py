@@ -219,13 +219,16 @@ def latest_runs(client: redis.Redis, count: int, *, skip: int = 0, state: RunSta
     """The runs called last, newest first: all, or those in one state; so many, after those that are skipped."""
     index = INDEX_KEY if state is None else f"{INDEX_KEY}:{state}"
     newest: list[bytes] = client.zrevrange(index, skip, skip + count - 1)  # type: ignore[assignment]  # no scores asked for
-    run_ids = [as_text(run_id) for run_id in newest]
+    return [run for run in read_runs(client, [as_text(run_id) for run_id in newest]) if state in (None, run.state)]
+
+
+def read_runs(client: redis.Redis, run_ids: Sequence[str]) -> list[RunRecord]:
+    """Those of these runs that are known, in the same order."""
     with client.pipeline(transaction=False) as pipe:
         for run_id in run_ids:
             pipe.hmget(run_key(run_id), _RUN_FIELDS)
         answers = pipe.execute()
-    runs = [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields[0]]
-    return [run for run in runs if state in (None, run.state)]
+    return [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields[0]]
 
 
 def how_many_runs(client: redis.Redis, state: RunState | None = None) -> int:

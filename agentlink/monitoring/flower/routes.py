@@ -1,0 +1,29 @@
+"""Our addresses, and the links in Flower's navigation."""
+
+from __future__ import annotations
+
+from tornado.web import url
+
+from agentlink.monitoring.flower.base import Page, Static
+from agentlink.monitoring.flower.runs import RunsChange, RunsStream
+from agentlink.monitoring.flower.starting import Forms, Start
+
+#: Names of pages, and how people see them.
+NAVIGATION = [
+    ("workflows", "Workflows"),
+]
+
+
+def _page(address: str, name: str, title: str, tab: str = "") -> url:
+    facts = {"template": f"agentlink_{name}.html", "title": title, "tab": tab or name}
+    return url(address, Page, facts, name=name)
+
+
+ROUTES = [
+    _page(r"/workflows", "workflows", "Workflows"),
+    url(r"/workflows/stream", RunsStream),
+    url(r"/workflows/forms", Forms),
+    url(r"/workflows/start", Start),
+    url(r"/workflows/(cancel|resume)", RunsChange),
+    url(r"/static/agentlink/(.+)", Static, name="agentlink_static"),
+]

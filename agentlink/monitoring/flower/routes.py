@@ -5,6 +5,7 @@ from __future__ import annotations
 from tornado.web import url
 
 from agentlink.monitoring.flower.base import Page, Static
+from agentlink.monitoring.flower.run import RunChange, RunStream
 from agentlink.monitoring.flower.runs import RunsChange, RunsStream
 from agentlink.monitoring.flower.starting import Forms, Start
 
@@ -25,5 +26,8 @@ ROUTES = [
     url(r"/workflows/forms", Forms),
     url(r"/workflows/start", Start),
     url(r"/workflows/(cancel|resume)", RunsChange),
+    _page(r"/workflows/run/([^/]+)", "run", "Run", tab="workflows"),
+    url(r"/workflows/run/([^/]+)/stream", RunStream),
+    url(r"/workflows/run/([^/]+)/(cancel|resume|retry|signal)", RunChange),
     url(r"/static/agentlink/(.+)", Static, name="agentlink_static"),
 ]

@@ -12,8 +12,8 @@ from kombu.utils.json import dumps
 from tornado.web import HTTPError
 
 from agentlink.masking import is_secret
-from agentlink.monitoring.flower.base import Change, Ours
 from agentlink.modules import import_all
+from agentlink.monitoring.flower.base import Change, Ours
 from agentlink.run_view import find_workflow, named_arguments
 from agentlink.settings import load
 from tasks import app

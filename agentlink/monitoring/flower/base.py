@@ -120,6 +120,8 @@ class Change(Ours):
 
     def check_xsrf_cookie(self) -> None:
         """In place of Flower's, which asks for no token where no authentication is set, or only a password."""
+        if not self.current_user:  # or 401: whoever may do nothing is told no more
+            raise HTTPError(403, "log in first")
         headers, secured = self.request.headers, self.application.options
         site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
         if (site and site != "same-origin") or (origin and urlparse(origin).netloc != self.request.host):

@@ -46,7 +46,9 @@ class FlowerServer:
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
         sent = self.headers | {name.replace("_", "-"): value for name, value in headers.items()}
         with contextlib.closing(connection):
-            connection.request(method, where.path.rstrip("/") + path, None if facts is None else json.dumps(facts), sent)
+            connection.request(
+                method, where.path.rstrip("/") + path, None if facts is None else json.dumps(facts), sent
+            )
             response = connection.getresponse()
             # A stream does not end by itself.
             stream = response.headers.get_content_type() == "text/event-stream"
@@ -83,7 +85,18 @@ def credentials(words: str) -> dict[str, str]:
 def flower_server(system: System, *options: str, **settings: str) -> Iterator[FlowerServer]:
     """Flower, until the end of the block."""
     log_path = system.folder / "flower.log"
-    command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks", "flower", "--address=127.0.0.1", "--port=0"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "celery",
+        "-A",
+        "tasks",
+        "flower",
+        "--address=127.0.0.1",
+        "--port=0",
+    ]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*command, *options], cwd=REPOSITORY, env=system.environment(**settings), stdout=log, stderr=log,

@@ -5,13 +5,17 @@ from __future__ import annotations
 from tornado.web import url
 
 from agentlink.monitoring.flower.base import Page, Static
+from agentlink.monitoring.flower.letters import Letter, LettersChange, LettersStream
 from agentlink.monitoring.flower.run import RunChange, RunStream
 from agentlink.monitoring.flower.runs import RunsChange, RunsStream
 from agentlink.monitoring.flower.starting import Forms, Start
+from agentlink.monitoring.flower.timetable import SchedulesChange, SchedulesStream
 
 #: Names of pages, and how people see them.
 NAVIGATION = [
     ("workflows", "Workflows"),
+    ("letters", "Dead letters"),
+    ("schedules", "Schedules"),
 ]
 
 
@@ -29,5 +33,12 @@ ROUTES = [
     _page(r"/workflows/run/([^/]+)", "run", "Run", tab="workflows"),
     url(r"/workflows/run/([^/]+)/stream", RunStream),
     url(r"/workflows/run/([^/]+)/(cancel|resume|retry|signal)", RunChange),
+    _page(r"/letters", "letters", "Dead letters"),
+    url(r"/letters/stream", LettersStream),
+    url(r"/letters/letter/([^/]+)", Letter),
+    url(r"/letters/(again|drop)", LettersChange),
+    _page(r"/schedules", "schedules", "Schedules"),
+    url(r"/schedules/stream", SchedulesStream),
+    url(r"/schedules/(add|pause|resume|run|remove)", SchedulesChange),
     url(r"/static/agentlink/(.+)", Static, name="agentlink_static"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 from tornado.web import HTTPError
 
-from agentlink.masking import masked, masked_call, masked_text
+from agentlink.masking import masked_call, masked_text
 from agentlink.monitoring.flower.base import Change
 from agentlink.monitoring.flower.step import StepPicture
 from agentlink.monitoring.flower.stream import Stream
@@ -170,4 +170,4 @@ def _signal(client: Redis, run_id: str, asked: dict[str, Any]) -> str:
         got_it = WorkflowRun(run_id).signal(name, asked.get("payload"))
     except ValueError as error:
         raise HTTPError(400, "%s", error) from error
-    return f"{masked(name)}: the step goes on" if got_it else f"{masked(name)}: kept until a step waits for it"
+    return f"{name}: the step goes on" if got_it else f"{name}: kept until a step waits for it"

@@ -1,7 +1,8 @@
 // The Workflows page: the table of runs, its filters, what is done to several runs, and the form that starts one.
 
-import { ask, badge, change, changing, clockIs, count, duration, follow, id, make, now, readOnly, root, say, setText,
-  shortName, size, sure, when } from "./page.js";
+import { badge, changing, clockIs, count, duration, follow, id, make, now, readOnly, root, setText, shortName, size, sure,
+  when } from "./page.js";
+import { WorkflowForm } from "./form.js";
 
 const STATES = ["", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"];
 const ENDED = ["SUCCEEDED", "FAILED", "CANCELLED"];
@@ -179,80 +180,9 @@ if (!readOnly) {
   }
 }
 
-// -- The form.
-
-const dialog = id("al-form");
-let forms = [];
-
-async function openForm() {
-  try {
-    forms = (await ask("/workflows/forms")).workflows;
-  } catch (error) {
-    say(error.message, true);
-    return;
-  }
-  const select = id("al-form-workflow");
-  const before = select.value;
-  select.replaceChildren(...forms.map((form) => make("option", { value: form.name }, form.name)));
-  if (forms.some((form) => form.name === before)) select.value = before;
-  showFields();
-  dialog.showModal();
-}
-
-function showFields() {
-  const form = forms.find((one) => one.name === id("al-form-workflow").value);
-  setText(id("al-form-about"), form ? form.about : "");
-  id("al-form-error").hidden = true;
-  id("al-form-fields").replaceChildren(...(form ? form.fields.map(field) : []));
-}
-
-function field({ name, kind, type, needed, default: value }) {
-  const shared = { name, required: needed, class: "form-control", autocomplete: "off" };
-  let input;
-  if (kind === "choice") {
-    input = make("select", { ...shared, class: "form-select" },
-      ...["true", "false"].map((word) => make("option", { value: word, selected: word === value }, word)));
-  } else if (kind === "lines") {
-    input = make("textarea", { ...shared, required: null, rows: 3, "data-lines": true, placeholder: "one a line" });
-  } else {
-    const more = kind === "number" ? { type: "text", inputmode: "decimal" } : { type: kind };
-    input = make("input", { ...shared, ...more });
-    input.value = value;
-  }
-  return make("label", { class: "al-field" },
-    make("span", {}, name, make("small", { class: "al-muted" }, ` ${type}${needed ? "" : ", may be left out"}`)), input);
-}
-
-function filledIn() {
-  const words = {};
-  for (const input of id("al-form-fields").querySelectorAll("[name]")) {
-    if ("lines" in input.dataset) {
-      const given = input.value.split("\n").filter((line) => line.trim());
-      if (given.length) words[input.name] = given;
-    } else if (input.required || input.value !== "") words[input.name] = input.value;
-  }
-  return words;
-}
-
 if (!readOnly) {
-  id("al-start").addEventListener("click", openForm);
-  id("al-form-workflow").addEventListener("change", showFields);
-  dialog.querySelector("form").addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const button = event.submitter || dialog.querySelector("[type=submit]");
-    button.disabled = true;
-    try {
-      const { run } = await change("/workflows/start",
-        { workflow: id("al-form-workflow").value, arguments: filledIn() });
-      dialog.close();
-      say(`Run ${run} is queued.`);
-    } catch (error) {
-      setText(id("al-form-error"), error.message);
-      id("al-form-error").hidden = false;
-    } finally {
-      button.disabled = false;
-    }
-  });
+  const form = new WorkflowForm("al-form", "/workflows/start", ({ run }) => `Run ${run} is queued.`);
+  id("al-start").addEventListener("click", () => form.open());
 }
 
 mark();

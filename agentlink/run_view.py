@@ -6,8 +6,8 @@ import inspect
 import json
 import time
 import typing
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis
@@ -73,13 +73,30 @@ def parse_arguments(task: WorkflowTask, words: Iterable[str]) -> tuple[list[Any]
     """
     args, kwargs = _by_name(task, list(words))
     signature = inspect.signature(task.build)
-    hints = typing.get_type_hints(task.build)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise CallRefused(task.name, f"{error}; it takes {_usage(signature)}") from None
+    return _with_types(task, bound)
+
+
+def named_arguments(task: WorkflowTask, words: Mapping[str, str | list[str]]) -> tuple[list[Any], dict[str, Any]]:
+    """The same for words by the names of parameters, as a form has them: a list for those that take any number.
+
+    Raises:
+        CallRefused: a word can't be what its parameter wants, or there is no such parameter.
+    """
+    signature = inspect.signature(task.build)
+    if unknown := words.keys() - signature.parameters.keys():
+        raise CallRefused(task.name, f"there is no {min(unknown)!r}; it takes {_usage(signature)}")
+    ordered = OrderedDict((name, words[name]) for name in signature.parameters if name in words)
+    return _with_types(task, inspect.BoundArguments(signature, ordered))
+
+
+def _with_types(task: WorkflowTask, bound: inspect.BoundArguments) -> tuple[list[Any], dict[str, Any]]:
+    hints = typing.get_type_hints(task.build)
     for name, value in bound.arguments.items():
-        kind, wanted = signature.parameters[name].kind, hints.get(name, Any)
+        kind, wanted = bound.signature.parameters[name].kind, hints.get(name, Any)
         if kind is inspect.Parameter.VAR_POSITIONAL:
             bound.arguments[name] = tuple(_typed(task, name, word, wanted) for word in value)
         elif kind is inspect.Parameter.VAR_KEYWORD:

@@ -20,7 +20,7 @@ from agentlink.errors import SettingsError
 from agentlink.processes import die_with_parent
 from agentlink.settings import Settings, load
 from resource_guard import celery_step as guard_step
-from tasks import soft_signal
+from tasks import soft_signal, with_pages
 from tasks.base import BaseTask, P, R
 from tasks.celery_app import App
 from tasks.limits import Key, limits_of
@@ -59,6 +59,7 @@ cancelled.install(app)
 soft_signal.install()
 chord_step.install(app)
 outcomes.install(app)
+with_pages.install()
 app.config_from_object("celeryconfig")
 
 

@@ -132,6 +132,12 @@ def waits_of(client: redis.Redis, run_ids: Sequence[str]) -> list[Wait]:
     return sorted(waits, key=lambda wait: (wait.since, wait.step_id))
 
 
+def which_wait(client: redis.Redis, run_ids: Sequence[str]) -> set[str]:
+    """Of these runs, those in which a step waits, or did when they ended."""
+    since = client.zmscore(INDEX_KEY, list(run_ids)) if run_ids else []
+    return {run_id for run_id, at in zip(run_ids, since, strict=True) if at is not None}
+
+
 def all_waits(client: redis.Redis) -> list[Wait]:
     """What all runs wait for, the step that has waited longest first."""
     runs: list[bytes | str] = client.zrange(INDEX_KEY, 0, -1)  # type: ignore[assignment]  # no scores asked for

@@ -8,7 +8,7 @@ that starts the run, or the result that ends a step.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,17 +215,42 @@ def read_steps(client: redis.Redis, run_id: str) -> list[StepRecord]:
     return sorted(steps, key=lambda step: step.numbers)
 
 
+def changed_steps(client: redis.Redis, run_id: str, known: dict[str, bytes | str]) -> list[StepRecord]:
+    """Of a run's steps those that are not as `known` has them, which is how the broker keeps them by their ids.
+
+    It is brought up to date: of many steps, only what has changed is looked at.
+    """
+    found: dict[Any, Any] = client.hgetall(steps_key(run_id))
+    changed = {as_text(step_id): value for step_id, value in found.items() if known.get(as_text(step_id)) != value}
+    known.update(changed)
+    return [_decode_step(step_id, as_text(value)) for step_id, value in changed.items()]
+
+
+def steps_from(known: Mapping[str, bytes | str], step_ids: Iterable[str]) -> list[StepRecord]:
+    """Those of these steps that are among what `changed_steps` has made known."""
+    return [_decode_step(step_id, as_text(known[step_id])) for step_id in step_ids if step_id in known]
+
+
+def read_step(client: redis.Redis, run_id: str, step_id: str) -> StepRecord | None:
+    """One of a run's steps; None: it is none of them."""
+    value = client.hget(steps_key(run_id), step_id)
+    return None if value is None else _decode_step(step_id, as_text(value))
+
+
 def latest_runs(client: redis.Redis, count: int, *, skip: int = 0, state: RunState | None = None) -> list[RunRecord]:
     """The runs called last, newest first: all, or those in one state; so many, after those that are skipped."""
     index = INDEX_KEY if state is None else f"{INDEX_KEY}:{state}"
     newest: list[bytes] = client.zrevrange(index, skip, skip + count - 1)  # type: ignore[assignment]  # no scores asked for
-    run_ids = [as_text(run_id) for run_id in newest]
+    return [run for run in read_runs(client, [as_text(run_id) for run_id in newest]) if state in (None, run.state)]
+
+
+def read_runs(client: redis.Redis, run_ids: Sequence[str]) -> list[RunRecord]:
+    """Those of these runs that are known, in the same order."""
     with client.pipeline(transaction=False) as pipe:
         for run_id in run_ids:
             pipe.hmget(run_key(run_id), _RUN_FIELDS)
         answers = pipe.execute()
-    runs = [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields[0]]
-    return [run for run in runs if state in (None, run.state)]
+    return [_decode_run(run_id, fields) for run_id, fields in zip(run_ids, answers, strict=True) if fields[0]]
 
 
 def how_many_runs(client: redis.Redis, state: RunState | None = None) -> int:

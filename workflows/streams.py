@@ -108,6 +108,31 @@ def said_so_far(client: redis.Redis, run_id: str, kinds: Collection[str]) -> lis
     return said
 
 
+def said_last(
+    client: redis.Redis, run_id: str, count: int, *, step_id: str | None = None, looked_at: int = 5_000
+) -> list[StreamItem]:
+    """What a run's steps, or one of them, have said last, oldest first: so much as is found among the last entries."""
+    said: list[StreamItem] = []
+    before, left = "+", looked_at
+    while left > 0 and len(said) < count:
+        answer: Any = client.xrevrange(stream_key(run_id), max=before, count=_ENTRIES_AT_ONCE)
+        entries = [
+            (as_text(key), {as_text(name): as_text(value) for name, value in fields.items()}) for key, fields in answer
+        ]
+        for _, fields in entries:
+            said += reversed([item for item in _items(fields) if step_id in (None, item.step_id)])
+        if len(entries) < _ENTRIES_AT_ONCE:
+            break
+        before, left = f"({entries[-1][0]}", left - len(entries)
+    return said[count - 1 :: -1] if len(said) >= count else said[::-1]
+
+
+def last_said_id(client: redis.Redis, run_id: str) -> str | None:
+    """What tells whether anything was said since: the id of the stream's last entry."""
+    answer: Any = client.xrevrange(stream_key(run_id), count=1)
+    return as_text(answer[0][0]) if answer else None
+
+
 def joined(items: Collection[StreamItem]) -> str:
     """What was emitted as one text: of each step what its latest attempt has said; data other than text as JSON."""
     latest: dict[tuple[str, int], int] = {}

@@ -39,10 +39,9 @@ _CONSTANTS = {
     "KEPT_S": _KEPT_S,
 }
 #: Lua that stands before the scripts that end runs.
-COUNTING_ENDS = (
-    "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items())
-    + resources.files(__package__).joinpath("scripts", "outcomes.lua").read_text("utf-8")
-)
+COUNTING_ENDS = "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items()) + resources.files(
+    __package__
+).joinpath("scripts", "outcomes.lua").read_text("utf-8")
 #: ARGV: now, then name, field, increment of each count.
 _ADD = (
     COUNTING_ENDS

@@ -91,7 +91,11 @@ def test_systemd_understands_its_units(unit: Path, tmp_path: Path) -> None:
 
 
 def test_there_is_a_unit_for_the_whole_and_for_each_part() -> None:
-    assert [unit.name for unit in UNITS] == ["agentlink-flower.service", "agentlink-worker@.service", "agentlink.service"]
+    assert [unit.name for unit in UNITS] == [
+        "agentlink-flower.service",
+        "agentlink-worker@.service",
+        "agentlink.service",
+    ]
 
 
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if "flower" not in unit.name], ids=lambda unit: unit.name)

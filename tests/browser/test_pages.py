@@ -9,8 +9,10 @@ import pytest
 
 from agentlink.broker import dead_letters
 from tests.browser import work
-from tests.browser.eyes import Eyes, expect
+from tests.browser.conftest import CHROMIUM
+from tests.browser.eyes import Eyes, browser, expect
 from tests.integration import sample
+from tests.integration.flower_server import flower_server
 from tests.integration.system import System
 from tests.waiting import wait_until
 from workflows import RunState, StepState
@@ -184,3 +186,24 @@ def test_a_page_in_the_background_costs_nothing(eyes: Eyes) -> None:
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(300)
     assert len(began) == 2
+
+
+def test_in_read_only_mode_there_is_nothing_to_press(module_system: System) -> None:
+    run = work.approved.delay()
+    assert CHROMIUM
+    with flower_server(module_system, "--read_only", imports=work.IMPORTS) as flower:
+        with browser(Path(CHROMIUM), flower.url.rstrip("/")) as eyes:
+            page = eyes.look("/workflows")
+            expect(page.locator(f'tr[data-run="{run.id}"]')).to_be_visible()
+            assert page.locator("main button", has_text=re.compile("Start|Cancel|Resume")).count() == 0
+            page = eyes.look(f"/workflows/run/{run.id}?step={run.id}")
+            expect(page.locator(".al-wait")).to_contain_text("Publish?")
+            expect(page.locator("#al-step")).to_contain_text("echo")
+            assert page.locator("main button", has_text=re.compile("Approve|Cancel|Resume|Run again")).count() == 0
+            eyes.look("/letters")
+            expect(page.locator("#al-empty")).to_be_visible()
+            eyes.look("/schedules")
+            expect(page.locator("#al-empty")).to_be_visible()
+            assert page.locator("main [data-change]").count() == 0
+        assert eyes.complaints == []
+    run.cancel()

@@ -7,7 +7,7 @@ Flower's pages have in a cookie or the credentials of a client that is no browse
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -21,7 +21,6 @@ from tornado.escape import json_decode
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from agentlink.errors import AgentLinkError
-from agentlink.masking import masked_call
 from tasks import app
 
 T = TypeVar("T")
@@ -31,7 +30,7 @@ BROKER_AWAY = (RedisError, OperationalError, OSError)
 
 # Scripts, styles and data come from this server alone: what a task's result might bring along is not run.
 _POLICY = "; ".join((
-    "default-src 'self'", "img-src 'self' data:", "style-src 'self' 'unsafe-inline'", "object-src 'none'",
+    "default-src 'self'", "img-src 'self' data:", "object-src 'none'",
     "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'",
 ))  # fmt: skip
 _STATIC = Path(__file__).parent / "static"
@@ -174,9 +173,3 @@ def _is_local(host: str) -> bool:
     except ValueError:
         return host == "localhost"
     return True
-
-
-def shown_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a call of `task`, one of Celery's own or None among them, with secrets masked."""
-    parameters = getattr(task, "parameters", None)
-    return masked_call([*parameters.parameters.values()] if parameters is not None else [], args, kwargs)

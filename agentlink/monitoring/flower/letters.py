@@ -14,8 +14,9 @@ from agentlink import dead
 from agentlink.broker import dead_letters
 from agentlink.broker.dead_letters import DeadLetter
 from agentlink.masking import masked, masked_text
-from agentlink.monitoring.flower.base import Change, Ours, shown_call
+from agentlink.monitoring.flower.base import Change, Ours
 from agentlink.monitoring.flower.stream import Stream
+from agentlink.monitoring.flower.words import shown_call
 from tasks import app
 
 ROWS = 100
@@ -83,8 +84,7 @@ def _everything(client: Redis, letter_id: str) -> dict[str, Any]:
     message = facts.pop("message")
     body, task = message.pop("body"), app.tasks.get(facts["task"])
     if isinstance(body, list) and task is not None:
-        args, kwargs = shown_call(task, *body[:2])
-        facts["arguments"] = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        facts["arguments"] = shown_call(task, *body[:2])
     headers = message["headers"] | {"argsrepr": None, "kwargsrepr": None}  # the arguments again, by no names
     shown: dict[str, Any] = masked(facts | {"message": message | {"headers": headers}})
     return shown

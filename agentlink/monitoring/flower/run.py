@@ -9,15 +9,16 @@ from redis import Redis
 from tornado.web import HTTPError
 
 from agentlink.masking import masked_text
-from agentlink.monitoring.flower.base import Change, shown_call
+from agentlink.monitoring.flower.base import Change
 from agentlink.monitoring.flower.step import StepPicture
 from agentlink.monitoring.flower.stream import Stream
+from agentlink.monitoring.flower.words import shown_call
 from tasks import app
 from workflows import WorkflowRun, signals, steering, store
 from workflows.errors import ResumeRefused
 from workflows.progress import read_told
 from workflows.shape import Node
-from workflows.states import RunState, StepState
+from workflows.states import TERMINAL_RUN_STATES, RunState, StepState
 from workflows.store import RunRecord, StepRecord
 
 #: A step is told as numbers in this order.
@@ -106,7 +107,7 @@ def _facts(client: Redis, run: RunRecord) -> dict[str, Any]:
         "state": run.state,
         "called_at": run.called_at,
         "started_at": run.started_at,
-        "ended_at": run.ended_at,
+        "ended_at": run.ended_at if run.state in TERMINAL_RUN_STATES else None,
         "done": run.steps_done,
         "total": run.steps_total,
         "parent_id": run.parent_id,
@@ -129,9 +130,7 @@ def _arguments(client: Redis, run: RunRecord) -> str:
         call = store.read_call(client, run.id)
     except ResumeRefused:
         return masked_text(run.arguments)
-    args, kwargs = shown_call(task, call.args, call.kwargs)
-    words = [repr(value) for value in args] + [f"{name}={value!r}" for name, value in kwargs.items()]
-    return ", ".join(words)[:_TEXT_MAX_CHARS]
+    return shown_call(task, call.args, call.kwargs)[:_TEXT_MAX_CHARS]
 
 
 def _graph(node: Node) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class RunsStream(Stream):
         """Rows that have changed, the order of all, and the numbers of runs."""
         runs, total = search(self.client, self.wanted, ROWS, self.skip)
         waiting = which_wait(self.client, [run.id for run in runs])
-        rows = {run.id: _row(run, sums_of(self.client, run), run.id in waiting) for run in runs}
+        sums = sums_of(self.client, runs)
+        rows = {run.id: _row(run, sums[run.id], run.id in waiting) for run in runs}
         changed = {run_id: row for run_id, row in rows.items() if self.rows.get(run_id) != row}
         self.rows = rows
         said = {

@@ -57,7 +57,10 @@ def _forms() -> list[dict[str, Any]]:
 
 
 def _fields(task: WorkflowTask) -> list[dict[str, Any]]:
-    hints = typing.get_type_hints(task.build)
+    try:
+        hints = typing.get_type_hints(task.build)
+    except (NameError, TypeError):  # it names what is imported for type checkers alone
+        hints = {}
     return [
         {
             "name": name,

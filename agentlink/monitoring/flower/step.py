@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from typing import Any
 
@@ -13,7 +12,6 @@ from agentlink.broker import profiles
 from agentlink.broker.stored import StoredMeta
 from agentlink.broker.streams import EMIT, LOG
 from agentlink.masking import masked, masked_text
-from agentlink.monitoring.flower.base import shown_call
 from agentlink.units import format_size
 from tasks import app
 from workflows import store
@@ -84,11 +82,8 @@ class StepPicture:
         task = self.seen.tasks.get(step.id)
         if task is None or task.args is None:
             return None
-        try:
-            args, kwargs = shown_call(app.tasks[step.name], ast.literal_eval(task.args), ast.literal_eval(task.kwargs))
-        except (ValueError, SyntaxError, KeyError, TypeError):  # cut where they are long
-            return masked_text(f"{task.args} {task.kwargs}")
-        return ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        # Where secrets are told by the names of parameters, the sender has masked them.
+        return masked_text(f"{task.args} {task.kwargs}")
 
     def _reserved(self, client: Redis, name: str) -> int | None:
         """What is set aside for it: what it declares, or what earlier runs have taken."""

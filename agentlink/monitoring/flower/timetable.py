@@ -9,8 +9,9 @@ from tornado.web import HTTPError
 
 from agentlink import schedule_cli, schedule_view
 from agentlink.masking import masked_text
-from agentlink.monitoring.flower.base import Change, shown_call
+from agentlink.monitoring.flower.base import Change
 from agentlink.monitoring.flower.stream import Stream
+from agentlink.monitoring.flower.words import shown_call
 from agentlink.run_view import find_workflow, named_arguments
 from tasks import app
 from workflows import schedules
@@ -49,12 +50,10 @@ class SchedulesChange(Change):
 
 def _row(schedule: Schedule) -> dict[str, Any]:
     definition, task = schedule.definition, app.tasks.get(schedule.definition.workflow)
-    args, kwargs = definition.args, definition.kwargs
-    shown = shown_call(task, args, kwargs)
     return {
         "name": schedule.name,
         "workflow": definition.workflow,
-        "arguments": ", ".join([*map(repr, shown[0]), *(f"{name}={value!r}" for name, value in shown[1].items())]),
+        "arguments": shown_call(task, definition.args, definition.kwargs),
         "when": schedule_view.when(schedule),
         "next": schedule_view.coming_next(schedule),
         "last": schedule_view.shown(schedule, schedule.fired_at),

@@ -24,11 +24,21 @@ function watch() {
   const chosen = new URLSearchParams(location.search).get("step");
   steps.byId.size && graph.mark(chosen);
   follow(`${address}/stream${chosen ? `?step=${encodeURIComponent(chosen)}` : ""}`, {
-    graph: (graphs) => { steps.graphs = graphs; graph.shape = true; },
+    graph: takeGraph,
     steps: takeSteps,
     run: takeRun,
     step: (step) => panel.show(step, run),
   });
+}
+
+let shape = "";
+
+function takeGraph(graphs) {
+  const said = JSON.stringify(graphs);
+  if (said === shape) return; // told again since another step is chosen
+  shape = said;
+  steps.graphs = graphs;
+  graph.shape = true;
 }
 
 function takeSteps(told) {
@@ -62,25 +72,39 @@ function takeRun(told) {
   stale = true;
 }
 
+const facts = new Map(); // name -> what it says, and its two elements: what is the same stays, and can be copied meanwhile
+
 function showFacts() {
-  const failure = run.failure;
-  const facts = [
+  const { failure } = run;
+  const wanted = [
     ["Workflow", run.workflow],
     ["Arguments", run.arguments || "none"],
     ["Called", `${when(run.called_at)}${run.agent ? ` by agent ${run.agent}` : ""}`],
-    ["Time", make("span", { id: "al-time" })],
+    ["Time", "", () => make("span", { id: "al-time" })],
     ["Steps", `${count(run.done)} of ${count(run.total)} have ended`],
     run.tags.length && ["Tags", run.tags.join(", ")],
-    failure.error && ["Failed", make("div", {},
-      failure.step_id && make("button", { type: "button", class: "al-link", onclick: () => choose(failure.step_id) }, `${shortName(failure.step || "step")} at ${failure.place || "-"}`),
-      make("pre", { class: "al-code al-error" }, failure.error),
-      failure.traceback ? make("details", {}, make("summary", {}, "Traceback"), make("pre", { class: "al-code" }, failure.traceback)) : null)],
-    run.result !== null && ["Result", make("pre", { class: "al-code" }, run.result)],
+    failure.error && ["Failed", JSON.stringify(failure), failed],
+    run.result !== null && ["Result", run.result, () => make("pre", { class: "al-code", tabindex: 0, "aria-label": "Result" }, run.result)],
   ].filter(Boolean);
-  const open = id("al-facts").querySelector("details[open]");
-  id("al-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
-  if (open) id("al-facts").querySelector("details")?.setAttribute("open", "");
+  const names = wanted.map(([name]) => name);
+  for (const [name, { title, body }] of facts) {
+    if (!names.includes(name)) { title.remove(); body.remove(); facts.delete(name); }
+  }
+  for (const [name, said, made] of wanted) {
+    const known = facts.get(name) || { title: make("dt", {}, name), body: make("dd") };
+    if (known.said !== said) known.body.replaceChildren(made ? made() : said);
+    if (!facts.has(name)) id("al-facts").append(known.title, known.body);
+    facts.set(name, { ...known, said });
+  }
   tickTime();
+}
+
+function failed() {
+  const { failure } = run;
+  return make("div", {},
+    failure.step_id ? make("button", { type: "button", class: "al-link", onclick: () => choose(failure.step_id) }, `${shortName(failure.step || "step")} at ${failure.place || "-"}`) : null,
+    make("pre", { class: "al-code al-error", tabindex: 0, "aria-label": "Error" }, failure.error),
+    failure.traceback ? make("details", {}, make("summary", {}, "Traceback"), make("pre", { class: "al-code", tabindex: 0, "aria-label": "Traceback" }, failure.traceback)) : null);
 }
 
 function tickTime() {

@@ -162,7 +162,7 @@ def test_pages_fit_a_phone(eyes: Eyes, scheme: str, tmp_path: Path) -> None:
     run = sample.sums.delay(30)
     run.get(timeout=20)
     page = eyes.other(color_scheme=scheme, viewport={"width": 390, "height": 844})
-    for path in ("/workflows", f"/workflows/run/{run.id}?step={run.id}", "/letters", "/schedules"):
+    for path in ("/workflows", f"/workflows/run/{run.id}?step={run.id}", "/resources", "/letters", "/schedules"):
         page.goto(eyes.url + path, wait_until="domcontentloaded")
         expect(page.locator("h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
@@ -207,3 +207,21 @@ def test_in_read_only_mode_there_is_nothing_to_press(module_system: System) -> N
             assert page.locator("main [data-change]").count() == 0
         assert eyes.complaints == []
     run.cancel()
+
+
+def test_all_workers_are_paused_and_go_on_and_plots_are_drawn(eyes: Eyes) -> None:
+    page = eyes.look("/resources")
+    card = page.get_by_label(re.compile("^Worker worker0"))
+    expect(card).to_contain_text("takes tasks")
+    expect(page.locator(".al-plot canvas")).to_have_count(7)
+    page.get_by_role("button", name="Pause all workers").click()
+    page.get_by_label("Reason").fill("<b>lunch</b>")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(card).to_contain_text("takes no new tasks")
+    expect(page.locator("#al-paused")).to_contain_text("<b>lunch</b>")
+    page.get_by_role("button", name="Resume all workers").click()
+    expect(card.locator(".al-state")).to_have_text("takes tasks")
+    page.get_by_role("button", name="Limits").click()
+    page.get_by_label(re.compile("^memory ")).first.fill("a lot")
+    page.get_by_role("button", name="Change").click()
+    expect(page.locator("#al-limits-error")).to_contain_text("want a size")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentlink.broker import guard_watch
 from agentlink.monitoring.flower.application import with_our_pages
 from agentlink.monitoring.flower.base import Change
 from agentlink.monitoring.flower.routes import NAVIGATION, ROUTES
@@ -147,6 +148,8 @@ def test_a_call_that_makes_no_sense_is_refused_with_a_sentence(flower: FlowerSer
 
 
 def test_the_stream_tells_what_has_changed_and_no_more(module_system: System, flower: FlowerServer) -> None:
+    if not module_system.workers:
+        module_system.start_worker()
     run = sample.sums.delay(3)
     stream = flower.events(f"/workflows/run/{run.id}/stream")
     run.get(timeout=20)
@@ -169,3 +172,44 @@ def test_the_table_is_searched_in_all_that_is_known_of_runs(module_system: Syste
         assert facts["total"] == 1
     _, facts = next(flower.events("/workflows/stream?text=nowhere"))
     assert facts["order"] == []
+
+
+def test_limits_are_changed_and_workers_paused_by_sentences(module_system: System, flower: FlowerServer) -> None:
+    """What comes of it is told as on the command line; what makes no sense is refused, and nothing is changed."""
+    if not module_system.workers:
+        module_system.start_worker()
+    token = flower.token()
+    for address, facts, said in (
+        ("limits", {"limits": {"memory": "lots"}}, "want a size"),
+        ("limits", {"limits": {"mood": "1"}}, "want RESOURCE=LIMIT"),
+        ("pause", {"duration": "a while"}, "want a duration"),
+    ):
+        answer = flower.ask(f"/resources/{address}", "POST", facts, **token)
+        assert answer.status == 409
+        assert said in answer.json["error"]
+    assert flower.ask("/resources/limits", "POST", {"limits": {}}, **token).status == 400
+
+    try:
+        answer = flower.ask("/resources/limits", "POST", {"limits": {"memory": "3GB"}}, **token)
+        assert "→ 3 GB" in answer.json["said"]
+        flower.ask("/resources/pause", "POST", {"reason": "for a test", "duration": "10m"}, **token)
+        for name, facts in flower.events("/resources/stream"):
+            if name == "now" and facts["workers"] and facts["workers"][0]["state"] == "paused":
+                break
+        assert facts["paused"]["reason"] == "for a test"
+        assert next(limit["ordered"] for limit in facts["limits"] if limit["name"] == "memory") == "3 GB"
+    finally:
+        assert "resumed" in flower.ask("/resources/resume", "POST", {}, **token).json["said"]
+        flower.ask("/resources/reset", "POST", {}, **token)
+        module_system.client.delete(guard_watch.ORDERS_KEY)
+
+
+def test_plots_have_what_was_before_and_then_what_is_new(module_system: System, flower: FlowerServer) -> None:
+    if not module_system.workers:
+        module_system.start_worker()
+    told = (facts for name, facts in flower.events("/resources/stream?span=600") if name == "plots" and facts["times"])
+    first = next(told)
+    more = next(facts for facts in told if facts["more"])
+    assert more["times"][0] > first["times"][-1]
+    assert set(more["values"]) == set(first["values"]) >= {"memory_bytes", "cpu_fraction", "queue_depth:cpu"}
+    assert flower.ask("/resources/stream?span=7").status == 400

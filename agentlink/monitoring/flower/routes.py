@@ -6,6 +6,7 @@ from tornado.web import url
 
 from agentlink.monitoring.flower.base import Page, Static
 from agentlink.monitoring.flower.letters import Letter, LettersChange, LettersStream
+from agentlink.monitoring.flower.resources import ResourcesChange, ResourcesStream
 from agentlink.monitoring.flower.run import RunChange, RunStream
 from agentlink.monitoring.flower.runs import RunsChange, RunsStream
 from agentlink.monitoring.flower.starting import Forms, Start
@@ -14,6 +15,7 @@ from agentlink.monitoring.flower.timetable import SchedulesChange, SchedulesStre
 #: Names of pages, and how people see them.
 NAVIGATION = [
     ("workflows", "Workflows"),
+    ("resources", "Resources"),
     ("letters", "Dead letters"),
     ("schedules", "Schedules"),
 ]
@@ -33,6 +35,9 @@ ROUTES = [
     _page(r"/workflows/run/([^/]+)", "run", "Run", tab="workflows"),
     url(r"/workflows/run/([^/]+)/stream", RunStream),
     url(r"/workflows/run/([^/]+)/(cancel|resume|retry|signal)", RunChange),
+    _page(r"/resources", "resources", "Resources"),
+    url(r"/resources/stream", ResourcesStream),
+    url(r"/resources/(pause|resume|limits|reset)", ResourcesChange),
     _page(r"/letters", "letters", "Dead letters"),
     url(r"/letters/stream", LettersStream),
     url(r"/letters/letter/([^/]+)", Letter),

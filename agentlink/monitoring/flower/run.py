@@ -10,6 +10,7 @@ from tornado.web import HTTPError
 
 from agentlink.masking import masked_text
 from agentlink.monitoring.flower.base import Change
+from agentlink.monitoring.flower.pauses import Pauses
 from agentlink.monitoring.flower.step import StepPicture
 from agentlink.monitoring.flower.stream import Stream
 from agentlink.monitoring.flower.words import shown_call
@@ -40,6 +41,7 @@ class RunStream(Stream):
         self.fractions: dict[str, Any] = {}
         self.run: dict[str, Any] = {}
         self.graphs: dict[str, Any] = {}
+        self.pauses = Pauses()
         self.arguments: str | None = None
         self.result: tuple[float | None, str | None] = (None, None)
         await super().get()
@@ -59,6 +61,8 @@ class RunStream(Stream):
         if run != self.run:
             self.run = run
             changes["run"] = run | {"now": time.time()}
+        if (pauses := self.pauses.look(self.client, record)) is not None:
+            changes["pauses"] = pauses
         if self.step and (step := self.step.look(self.client)):
             changes["step"] = step
         return changes

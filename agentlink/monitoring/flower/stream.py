@@ -25,7 +25,9 @@ _ALIVE_EVERY_S = 10.0
 
 
 class Stream(Ours):
-    """A page's stream; `look` is asked in a thread, one call at a time."""
+    """A page's stream; `look` is asked in a thread, one call at a time, and at most once in `every_s`."""
+
+    every_s = PICTURE_EVERY_S
 
     def look(self) -> dict[str, Any]:
         """What to tell the page now, by the names of events; nothing where nothing has changed."""
@@ -50,7 +52,7 @@ class Stream(Ours):
                     said_at = began
                     await self.flush()
                 took_s = time.monotonic() - began
-                await self._pause(max(PICTURE_EVERY_S - took_s, took_s / _COST_FRACTION - took_s))
+                await self._pause(max(self.every_s - took_s, took_s / _COST_FRACTION - took_s))
         except StreamClosedError:
             pass
 

@@ -27,6 +27,7 @@ function watch() {
     graph: takeGraph,
     steps: takeSteps,
     run: takeRun,
+    pauses: (bands) => { timeline.pauses = bands; stale = true; },
     step: (step) => panel.show(step, run),
   });
 }

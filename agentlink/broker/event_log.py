@@ -18,10 +18,14 @@ import redis
 
 EVENTS_KEY = "agentlink:events"
 RATE_KEY = "agentlink:events:rate"
-#: How much is told: `level` and `rate` as the settings of workers say, and `ordered`, the level a person has asked for.
+#: How much is told: `level` and `rate` as the settings of workers say, `ordered`, the level a person has asked for; and
+#: how many events are `kept`.
 HOW_KEY = "agentlink:events:how"
-#: So many events are kept, or a few more: of steps 300 bytes each.
+#: So many events are kept, of steps 300 bytes each; fewer, but `KEPT_AT_LEAST`, where they would take more than about a
+#: hundredth of the memory that the broker may take.
 KEPT = 20_000
+KEPT_AT_LEAST = 1_000
+_MEMORY_AN_EVENT_BYTES = 30_000
 _KEEP_S = 30 * 86400
 # As orders to the guard.
 _KEEP_HOW_S = 90 * 86400
@@ -48,8 +52,8 @@ class Level(IntEnum):
 class Kind:
     """A kind of event: its name, from which level on it is told, what it has to say.
 
-    Fields have their units in their names; `at_s` is in seconds since 1970. What is not known is left out. `always`: none
-    is left out, however many there are.
+    Fields have their units in their names; `at_s` is in seconds since 1970. What is not known is left out. `always`:
+    none is left out, however many there are.
     """
 
     name: str
@@ -156,9 +160,10 @@ def order_level(client: redis.Redis, level: Level | None) -> None:
         client.expire(HOW_KEY, _KEEP_HOW_S)
 
 
-def keep_settings(client: redis.Redis, level: str, rate: int) -> None:
-    """Have all processes go by what a worker's settings say."""
-    client.hset(HOW_KEY, mapping={"level": int(Level[level.upper()]), "rate": rate})
+def keep_settings(client: redis.Redis, level: str, rate: int, broker_bytes: int = 0) -> None:
+    """Have all processes go by what a worker's settings say, and by what the broker may take (0: what it wants)."""
+    kept = min(KEPT, max(KEPT_AT_LEAST, broker_bytes // _MEMORY_AN_EVENT_BYTES)) if broker_bytes else KEPT
+    client.hset(HOW_KEY, mapping={"level": int(Level[level.upper()]), "rate": rate, "kept": kept})
     client.expire(HOW_KEY, _KEEP_HOW_S)
 
 

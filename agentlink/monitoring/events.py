@@ -37,7 +37,7 @@ def read(client: redis.Redis, since_id: str, count: int, kinds: Collection[str] 
     """
     found: list[Event] = []
     while len(found) < count:
-        page: list[Any] = client.xrange(EVENTS_KEY, min=f"({since_id}", count=_PAGE if kinds else count)
+        page: Any = client.xrange(EVENTS_KEY, min=f"({since_id}", count=_PAGE if kinds else count)
         events = [_decode(*entry) for entry in page]
         found += [event for event in events if kinds is None or event.kind in kinds]
         if not kinds or len(page) < _PAGE:
@@ -53,7 +53,7 @@ def read_latest(
     found: list[Event] = []
     before = until_id
     while len(found) < count:
-        page: list[Any] = client.xrevrange(EVENTS_KEY, max=before, count=_PAGE if kinds else count)
+        page: Any = client.xrevrange(EVENTS_KEY, max=before, count=_PAGE if kinds else count)
         events = [_decode(*entry) for entry in page]
         found += [event for event in events if kinds is None or event.kind in kinds]
         if not kinds or len(page) < _PAGE:
@@ -64,7 +64,7 @@ def read_latest(
 
 def latest_id(client: redis.Redis) -> str:
     """The id of the last event there is; `FIRST` where there is none."""
-    last: list[Any] = client.xrevrange(EVENTS_KEY, count=1)
+    last: Any = client.xrevrange(EVENTS_KEY, count=1)
     return _decode(*last[0]).id if last else FIRST
 
 

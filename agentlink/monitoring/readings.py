@@ -59,8 +59,9 @@ def of_workers(statuses: Collection[Mapping[str, Any]]) -> dict[str, float]:
         values[history.CPU_FRACTION] = sum(value for value, _ in trees.values()) / machines
         values[history.CPU_LIMIT_FRACTION] = max(limit for _, limit in trees.values())
     for resource, (value_of, limit_of, worst) in _OF_MACHINE.items():
-        if seen := [_reading(status, resource) for status in statuses if _reading(status, resource)]:
-            values[value_of], values[limit_of] = worst(seen, key=lambda one: one[0])  # type: ignore[misc]
+        seen = [reading for status in statuses if (reading := _reading(status, resource))]
+        if seen:
+            values[value_of], values[limit_of] = worst(seen)
     return values
 
 

@@ -60,7 +60,7 @@ def rows(client: redis.Redis, ring: Ring, since_s: int, until_s: int) -> Iterato
     with client.pipeline(transaction=False) as pipe:
         for start_s in range(since_s - since_s % ring.list_s, until_s, ring.list_s):
             # A client that makes texts of answers leaves these as they are.
-            pipe.execute_command("LRANGE", ring.key(start_s), 0, -1, **{NEVER_DECODE: True})
+            pipe.execute_command("LRANGE", ring.key(start_s), 0, -1, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
         lists = pipe.execute()
     for row in (row for part in lists for row in part):
         (at_s,) = _TIME.unpack_from(row)
@@ -70,5 +70,5 @@ def rows(client: redis.Redis, ring: Ring, since_s: int, until_s: int) -> Iterato
 
 def columns(client: redis.Redis) -> list[str]:
     """The names of the columns."""
-    names: list[bytes | str] = client.lrange(COLUMNS_KEY, 0, -1)  # type: ignore[assignment]
+    names: list[bytes | str] = client.lrange(COLUMNS_KEY, 0, -1)
     return [name.decode() if isinstance(name, bytes) else name for name in names]

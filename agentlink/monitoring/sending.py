@@ -43,12 +43,12 @@ class Sender:
         #: How old the oldest event was that was sent since this was last set to 0.
         self.lag_s = 0.0
 
-    def send(self, client: redis.Redis) -> bool:
-        """Send what is new; whether there may be more."""
+    def send(self, client: redis.Redis) -> None:
+        """Send what is new; of very many the rest with the next call."""
         client.eval(_SUMMARIZE, 0)
         new = events.read(client, self._sent_id, _AT_ONCE)
         if not new:
-            return False
+            return
         self.lag_s = max(self.lag_s, time.time() - new[0].at)
         with self._dispatching() as dispatcher:
             # One group after the other, since a dispatcher gathers each by itself.
@@ -59,7 +59,6 @@ class Sender:
                 dispatcher.flush()
         self._sent_id = new[-1].id
         client.set(_SENT_KEY, self._sent_id, ex=_KEEP_S)
-        return len(new) == _AT_ONCE
 
     def close(self) -> None:
         """Give up the connection; the next event makes another."""

@@ -6,6 +6,7 @@ The one that holds the lease writes the history and sends events on, until it en
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -27,6 +28,9 @@ _LEADS_MS = 3000
 _SEND_EVERY_S = 0.2
 # Workers tell how they are in the middle of the second, by the broker's clock: so none gets two of them, or none.
 _MIDDLE_S = 0.5
+# A worker that ends waits no longer for a broker that does not answer.
+_END_WAITS_S = 1.0
+_NEVER_S = 3600.0
 
 #: Whether this worker leads, or does from now on. KEYS[1] the lease, ARGV[1] the worker, ARGV[2] for how long, in ms.
 _LEAD = """
@@ -50,12 +54,35 @@ class Watch:
         self._tell_at = 0.0
         self._written_s = 0
         self._ended = False
+        # The worker's end is told by another thread than all else.
+        self._telling = threading.Lock()
 
     def look(self) -> float:
         """Do what is due; in how many seconds to come again."""
-        if self._ended:
-            return 3600.0
-        client = self._app.backend.client
+        with self._telling:
+            return _NEVER_S if self._ended else self._look(self._app.backend.client)
+
+    def end(self) -> None:
+        """The worker takes nothing more: another may lead, and nobody is to miss this one."""
+        self._ended = True
+        if not self._telling.acquire(timeout=_END_WAITS_S):
+            return  # the broker does not answer; that this one has ended is noticed in some seconds
+        try:
+            client = self._app.backend.client
+            self._tell_guard_events(client)
+            client.eval(_RESIGN, 1, LEADER_KEY, self._status.name)
+            workers.gone(client, self._status.name)
+        except redis.RedisError:
+            return  # the same
+        finally:
+            self._telling.release()
+
+    def count_last(self) -> None:
+        """The worker has ended its tasks: they count."""
+        with contextlib.suppress(redis.RedisError):
+            workers.count(self._app.backend.client, self._status.counted(self._status.now()))
+
+    def _look(self, client: redis.Redis) -> float:
         self._tell_guard_events(client)
         try:
             if time.monotonic() >= self._tell_at:
@@ -67,20 +94,6 @@ class Watch:
             raise
         left_s = self._tell_at - time.monotonic()
         return max(0.01, min(left_s, _SEND_EVERY_S) if self._leads else left_s)
-
-    def end(self) -> None:
-        """The worker takes nothing more: another may lead, and nobody is to miss this one."""
-        self._ended = True
-        with contextlib.suppress(redis.RedisError):  # it is noticed in some seconds
-            client = self._app.backend.client
-            self._tell_guard_events(client)
-            client.eval(_RESIGN, 1, LEADER_KEY, self._status.name)
-            workers.gone(client, self._status.name)
-
-    def count_last(self) -> None:
-        """The worker has ended its tasks: they count."""
-        with contextlib.suppress(redis.RedisError):
-            workers.count(self._app.backend.client, self._status.counted(self._status.now()))
 
     def _tell(self, client: redis.Redis) -> None:
         status = self._status.now()
@@ -99,7 +112,8 @@ class Watch:
             self._follow()
             return
         if not self._leads:
-            event_log.keep_settings(client, load().events, load().events_rate)
+            broker_bytes = client.info("memory")["maxmemory"]
+            event_log.keep_settings(client, load().events, load().events_rate, broker_bytes)
         self._leads = True
         if seconds != self._written_s:
             self._write(client, seconds)

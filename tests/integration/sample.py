@@ -275,3 +275,9 @@ def take(size_bytes: int) -> int:
 @workflow
 def taking(size_bytes: int) -> Any:
     return chain(take.si(size_bytes))
+
+
+@workflow
+def opens(password: str, user: str, url: str = "") -> Any:
+    """What nobody is to read is among its arguments."""
+    return join.s([user, url])

@@ -69,6 +69,19 @@ def test_what_was_left_out_of_a_second_is_told_in_the_next(client: fakeredis.Fak
     assert event.kind == "step-started"
 
 
+@pytest.mark.parametrize(("broker_bytes", "kept"), [(0, 20_000), (16_000_000, 1000), (10**8, 3333), (10**9, 20_000)])
+def test_a_small_broker_keeps_fewer_events(client: fakeredis.FakeRedis, broker_bytes: int, kept: int) -> None:
+    event_log.keep_settings(client, "full", 10**6, broker_bytes)
+    assert client.hget(event_log.HOW_KEY, "kept") == str(kept).encode()
+
+
+def test_the_oldest_events_go(client: fakeredis.FakeRedis) -> None:
+    event_log.keep_settings(client, "full", 10**6, 16_000_000)
+    tell(client, "workflow-called", *["step-started"] * 1200)
+    assert 1000 <= client.xlen(EVENTS_KEY) < 1200
+    assert events.read(client, FIRST, 1)[0].kind == "step-started"
+
+
 def test_that_nothing_can_be_told_changes_nothing(client: fakeredis.FakeRedis) -> None:
     """Whatever somebody else keeps under the log's name: the script around it goes on."""
     client.set(EVENTS_KEY, "no stream")

@@ -2,10 +2,18 @@
 -- EVENTS, RATE and HOW are keys, KINDS says of each kind from which level on it is told, and 10 more where always: of the
 -- others, above the rate, one in SAMPLE is told, and how many were left out when the second is over. RATE is a hash:
 -- how many there were in a second, by that second, and how many of a kind were left out of it.
-local level, rate
+local level, rate, kept
+
+local function look_how()
+    if level then return end
+    local how = redis.call('HMGET', HOW, 'ordered', 'level', 'rate', 'kept')
+    level, rate = tonumber(how[1] or how[2] or FULL), tonumber(how[3] or USUAL_RATE)
+    kept = how[4] or KEPT
+end
 
 local function write(kind, facts)
-    redis.call('XADD', EVENTS, 'MAXLEN', '~', KEPT, '*', 'kind', kind, 'facts', facts)
+    look_how()
+    redis.call('XADD', EVENTS, 'MAXLEN', '~', kept, '*', 'kind', kind, 'facts', facts)
     redis.call('EXPIRE', EVENTS, KEEP_S)
 end
 
@@ -42,10 +50,7 @@ end
 -- `facts` is a table, or JSON. That something is not told is no reason for it not to happen.
 local function tell(kind, facts)
     pcall(function()
-        if not level then
-            local how = redis.call('HMGET', HOW, 'ordered', 'level', 'rate')
-            level, rate = tonumber(how[1] or how[2] or FULL), tonumber(how[3] or USUAL_RATE)
-        end
+        look_how()
         local from = KINDS[kind]
         if from % 10 > level or (from < 10 and is_one_too_many(kind)) then return end
         write(kind, type(facts) == 'table' and cjson.encode(facts) or facts)

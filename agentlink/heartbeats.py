@@ -20,6 +20,12 @@ STALE_S = 30.0
 
 #: `waiting`: for a broker that is away. `stopping`: its running tasks end, and its main loop waits for them.
 State = Literal["starting", "ready", "waiting", "stopping"]
+IN_WORDS: dict[State, str] = {
+    "starting": "starts",
+    "ready": "takes tasks",
+    "waiting": "waits for the broker",
+    "stopping": "ends its tasks, then stops",
+}
 
 
 class Heartbeat(NamedTuple):

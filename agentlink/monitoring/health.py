@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from agentlink import heartbeats
 from agentlink.errors import AgentLinkError
-from agentlink.heartbeats import STALE_S, Heartbeat
+from agentlink.heartbeats import IN_WORDS, STALE_S, Heartbeat
 from agentlink.home import checked_home, default_home
 from agentlink.units import format_duration, parse_duration
 
@@ -80,18 +80,10 @@ def _judged(home: Path, names: Collection[str], why_not: Callable[[Heartbeat], s
         if why := why_not(heartbeat):
             wrong.append(f"{heartbeat.worker}: {why}")
         else:
-            well.append(f"{heartbeat.worker}: {_IS[heartbeat.state]}")
+            well.append(f"{heartbeat.worker}: {IN_WORDS[heartbeat.state]}")
     if not wrong and not well:
         wrong = [f"no worker has started on this host with the home {home}"]
     return Verdict(not wrong, wrong + well)
-
-
-_IS = {
-    "starting": "starts",
-    "ready": "takes tasks",
-    "waiting": "waits for the broker",
-    "stopping": "ends its tasks, then stops",
-}
 
 
 def _why_dead(heartbeat: Heartbeat, stale_s: float) -> str:
@@ -104,7 +96,7 @@ def _why_dead(heartbeat: Heartbeat, stale_s: float) -> str:
 
 
 def _why_unready(heartbeat: Heartbeat) -> str:
-    return "" if heartbeat.state == "ready" else _IS[heartbeat.state]
+    return "" if heartbeat.state == "ready" else IN_WORDS[heartbeat.state]
 
 
 def _home() -> Path:

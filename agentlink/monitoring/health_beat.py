@@ -16,18 +16,11 @@ from celery.concurrency import solo
 from celery.worker import state as worker_state
 
 from agentlink import heartbeats
-from agentlink.heartbeats import BEAT_S, State
+from agentlink.heartbeats import BEAT_S, IN_WORDS, State
 from agentlink.settings import load
 from agentlink.systemd import Notifier
 
 logger = logging.getLogger(__name__)
-
-_STATUS: dict[State, str] = {
-    "starting": "starting",
-    "ready": "takes tasks",
-    "waiting": "waits for the broker",
-    "stopping": "ends its tasks, then stops",
-}
 
 
 class Pulse:
@@ -53,7 +46,7 @@ class Pulse:
         self._asked = False
         self._timer = consumer.timer.call_repeatedly(BEAT_S, self.ask, (consumer,))
         self._say("ready")
-        self._notifier.ready(_STATUS["ready"])
+        self._notifier.ready(IN_WORDS["ready"])
 
     def loop_stops(self) -> None:
         """The connection is gone, or the end has come."""
@@ -62,7 +55,7 @@ class Pulse:
             self._timer = None
         if self._state != "stopping":
             self._say("waiting")
-            self._notifier.status(_STATUS["waiting"])
+            self._notifier.status(IN_WORDS["waiting"])
             self.stand_in()
 
     def stand_in(self) -> None:
@@ -75,7 +68,7 @@ class Pulse:
         """The worker takes nothing more."""
         self._alone.set()
         self._say("stopping")
-        self._notifier.stopping(_STATUS["stopping"])
+        self._notifier.stopping(IN_WORDS["stopping"])
 
     def end(self) -> None:
         """The worker has ended as it should."""

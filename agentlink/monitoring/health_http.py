@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import tornado.web
-from flower.views import BaseHandler
-
+from agentlink.monitoring.flower.base import Guarded
 from agentlink.monitoring.health import Verdict
 from agentlink.monitoring.health_ready import server_lives, system_ready
 
@@ -32,14 +30,13 @@ class Asked:
             return Verdict(False, [f"the broker does not answer within {PATIENCE_S:g} s"])
 
 
-class Health(BaseHandler):
+class Health(Guarded):
     """Answers one of the two questions."""
 
     def initialize(self, asked: Asked) -> None:
         """Which one."""
         self._asked = asked
 
-    @tornado.web.authenticated
     async def get(self) -> None:
         """The verdict."""
         verdict = await self._asked.verdict()

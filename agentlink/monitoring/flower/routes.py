@@ -11,6 +11,7 @@ from agentlink.monitoring.flower.run import RunChange, RunStream
 from agentlink.monitoring.flower.runs import RunsChange, RunsStream
 from agentlink.monitoring.flower.starting import Forms, Start
 from agentlink.monitoring.flower.timetable import SchedulesChange, SchedulesStream
+from agentlink.monitoring.health_http import ROUTES as HEALTH
 
 #: Names of pages, and how people see them.
 NAVIGATION = [
@@ -45,5 +46,6 @@ ROUTES = [
     _page(r"/schedules", "schedules", "Schedules"),
     url(r"/schedules/stream", SchedulesStream),
     url(r"/schedules/(add|pause|resume|run|remove)", SchedulesChange),
+    *(url(address, handler, facts) for address, handler, facts in HEALTH),
     url(r"/static/agentlink/(.+)", Static, name="agentlink_static"),
 ]

@@ -4,11 +4,16 @@
 -- whose turn it is. The runs that wait are in a list of their own, named as if for a run without a name.
 -- When a message was queued ends its JSON: at its beginning, other marks are looked for. One that is queued again was queued
 -- now.
+local stamp
 local function stamped(message)
-    local clock = redis.call('TIME')
-    local head = string.match(string.sub(message, -40), ', "queued_at": [%d.]+}$')
-    local length = #message - (head and #head or 1)
-    return string.sub(message, 1, length) .. string.format(', "queued_at": %d.%06d}', clock[1], clock[2])
+    if not stamp then
+        local clock = redis.call('TIME')
+        stamp = string.format(', "queued_at": %d.%06d}', clock[1], clock[2])
+    end
+    -- Few messages end with a number: whether it is a stamp is looked at only where one does.
+    local last = string.byte(message, -2)
+    local old = last and last >= 48 and last <= 57 and string.match(string.sub(message, -40), ', "queued_at": [%d.]+}$')
+    return string.sub(message, 1, -1 - (old and #old or 1)) .. stamp
 end
 
 local function enqueue(key, message)

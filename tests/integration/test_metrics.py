@@ -122,8 +122,8 @@ def _host(worker: str) -> str:
 
 
 def test_without_workers_what_waits_is_still_told(system: System) -> None:
-    called_at = time.time()
     sample.add.delay(1, 1)
+    called_at = time.time()  # it has been queued by now
     assert value("workers") == 0
     assert value("queue_messages", queue="cpu", state="waiting") == 1
     wait_until(lambda: time.time() > called_at + 0.3, what="a moment")

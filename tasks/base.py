@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, ClassVar, Generic
 
@@ -77,6 +77,8 @@ class BaseTask(Telling, Task, Generic[P, R]):
     joiners: ClassVar[list[Callable[[Any, Any], Any]]] = []
     #: The same for what a task adds to the chord that it is a member of.
     adders: ClassVar[list[Callable[[Any, Any], Any]]] = []
+    #: Called with the request of a task that had succeeded, for what it had added then.
+    recallers: ClassVar[list[Callable[[Any], Iterable[Any]]]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the two words for attempts together, also where a task was not made by `@task`."""
@@ -249,6 +251,9 @@ class BaseTask(Telling, Task, Generic[P, R]):
         meta = self.backend.patiently(self.backend.get_task_meta, request.id)
         logger.info("task %s has succeeded before; its result stands", request.id)
         if getattr(request, "agentlink_replay", None):
+            for recall in self.recallers if request.chord else ():
+                for member in recall(request):
+                    super().add_to_chord(member)
             return passed_on(meta)  # all that comes after it is to be told again
         if (request.chain or request.callbacks) and not meta.get("children"):
             return passed_on(meta)

@@ -23,7 +23,7 @@ from tasks import arguments
 from tasks.app import app
 from tasks.base import BaseTask, P
 from tasks.large_arguments import put_away
-from workflows import body_errbacks, durations, errbacks, joining, recording, steering, store
+from workflows import adding, body_errbacks, durations, errbacks, joining, recording, steering, store
 from workflows.plan import plan
 from workflows.run import WorkflowRun
 from workflows.schedule_definition import timing_from
@@ -290,6 +290,7 @@ def _readable(value: Any) -> str:
     return repr(value).encode("utf-8", "backslashreplace").decode()
 
 
+adding.install()
 errbacks.install()
 body_errbacks.install()
 joining.install()

@@ -1,4 +1,4 @@
-"""What a step has replaced itself by, or has added to its chord, joins its run.
+"""What a step has replaced itself by joins its run.
 
 Its steps are found among the run's, a run among them is one of its steps, and their ids are the same each time: a step
 whose process dies as it has just sent them on sends them on again, and those that have run by then do not run twice.
@@ -35,12 +35,10 @@ def joined(request: Any, canvas: Signature) -> Signature:
     check_steps(canvas, app)
     for leaf, place in steps:
         if leaf is not last and not leaf.options.get("task_id"):
-            leaf.set(task_id=_fixed_id(leaf, f"{request.id}/{nesting}/{place}"))
+            leaf.set(task_id=fixed_id(leaf, f"{request.id}/{nesting}/{place}"))
         if run_id is None:
             continue
-        headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
-        if replay := getattr(request, REPLAY_HEADER, None):
-            headers[REPLAY_HEADER] = replay  # what had succeeded is to tell those that come after it once more
+        headers = headers_in_run(leaf, request)
         if leaf is not last:
             headers |= {STANDS_FOR_HEADER: request.id}
         # A run in the step's place ends it. Any other task there is that step itself: its place is known.
@@ -50,20 +48,15 @@ def joined(request: Any, canvas: Signature) -> Signature:
     return canvas
 
 
-def added(request: Any, canvas: Signature) -> Signature:
-    """A canvas, ready to be one member more of the chord that the task whose request this is belongs to."""
-    if (run_id := getattr(request, RUN_HEADER, None)) is None:
-        return canvas
-    number = request.agentlink_added = getattr(request, "agentlink_added", 0) + 1
-    canvas, steps, _ = own_steps(canvas, app)
-    for leaf, place in steps:
-        if not leaf.options.get("task_id"):
-            leaf.set(task_id=_fixed_id(leaf, f"{request.id}/added/{number}/{place}"))
-        leaf.options["headers"] = (leaf.options.get("headers") or {}) | {RUN_HEADER: run_id}
-    return canvas
+def headers_in_run(leaf: Signature, request: Any) -> dict[str, Any]:
+    """The headers of a task that belongs to the run of the one whose request this is."""
+    headers = (leaf.options.get("headers") or {}) | {RUN_HEADER: getattr(request, RUN_HEADER)}
+    if replay := getattr(request, REPLAY_HEADER, None):
+        headers[REPLAY_HEADER] = replay  # what had succeeded is to tell those that come after it once more
+    return headers
 
 
-def _fixed_id(leaf: Signature, place: str) -> str:
+def fixed_id(leaf: Signature, place: str) -> str:
     """The id of a task at a place: of what it does, too, since an attempt may come to other conclusions."""
     does = json.dumps([leaf.task, leaf.args, leaf.kwargs], default=repr)
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{place}/{does}"))
@@ -71,7 +64,5 @@ def _fixed_id(leaf: Signature, place: str) -> str:
 
 def install() -> None:
     """Have every task do so. Doing it twice changes nothing."""
-    if added not in BaseTask.adders:
-        BaseTask.adders.append(added)
     if joined not in BaseTask.joiners:
         BaseTask.joiners.append(joined)

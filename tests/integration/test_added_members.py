@@ -44,10 +44,17 @@ def adds_some(self: Any, ledger: str, go: str, died: str) -> int:
     return 1
 
 
+@task
+def total_if_allowed(numbers: list[int], allowed: str | None) -> int:
+    if allowed and not Path(allowed).exists():
+        raise PermissionError(allowed)
+    return sum(numbers)
+
+
 @workflow
-def growing(ledger: str, go: str, died: str) -> Any:
+def growing(ledger: str, go: str, died: str, allowed: str | None = None) -> Any:
     """1 + 2 + twice 100 + 1000."""
-    return chord([adds_some.si(ledger, go, died), add.si(1, 1)], total.s())
+    return chord([adds_some.si(ledger, go, died), add.si(1, 1)], total_if_allowed.s(allowed))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,20 @@ def test_they_are_found_when_the_counters_get_lost(growing_system: System, path:
     wait_until(lambda: _succeeded(run) == 8, what="the end of all but the body")
     assert _look() == [group_id]
     assert run.get(timeout=20) == 1203
+
+
+def test_a_run_that_is_resumed_has_them_once_more(growing_system: System, path: Path) -> None:
+    """The step that has added them has succeeded, and does not run again."""
+    go, died = path.with_name("go"), path.with_name("died")
+    died.touch()
+    run = growing.delay(str(path), str(go), str(died), str(path.with_name("allowed")))
+    go.touch()
+    with pytest.raises(PermissionError):
+        run.get(timeout=20)
+    path.with_name("allowed").touch()
+    run.resume()
+    assert run.get(timeout=20) == 1203
+    assert path.read_text() == "xx"
 
 
 def test_a_cancelled_run_ends_them(growing_system: System, path: Path) -> None:

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import zstandard
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from resource_guard.errors import ResultLost, StorageFull
 from resource_guard.large_values import Reference
@@ -56,6 +54,10 @@ class Storage:
 
     def __init__(self, location: str) -> None:
         """A folder's path or an address that `fsspec` knows; nothing is made there yet."""
+        # Here: whoever keeps no large values does without, which is most of the time.
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+
         if location.startswith("/"):  # `fsspec` would look for more in it: `::` joins its addresses
             self._files, self._root = LocalFileSystem(), location
         else:

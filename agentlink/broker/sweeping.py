@@ -19,6 +19,7 @@ import redis
 
 from agentlink.broker.arguments import RUNS_PREFIX
 from agentlink.broker.sweep_step import Lookup
+from agentlink.processes import forks_wait
 from agentlink.settings import Settings
 from agentlink.units import format_size
 from resource_guard.retention import files_to_remove, folder_bytes, folders_to_remove
@@ -63,10 +64,16 @@ class Sweeper:
     ) -> None:
         """Ask nothing of the broker yet."""
         self._settings, self._client_of_thread, self._lookups = settings, client_of_thread, lookups
-        self._storage = Storage(settings.storage_location)
+        if settings.storage or Path(settings.storage_location).exists():
+            self._storage  # noqa: B018 - now, before there are processes: they share what is imported for it
         self.every_s = min(max(settings.keep_results_s / _SWEEPS_A_LIFE, _EVERY_S[0]), _EVERY_S[1])
         place = settings.storage_location if settings.storage else f"{socket.gethostname()}:{settings.home}"
         self._turn_key = TURN_PREFIX + hashlib.sha256(place.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _storage(self) -> Storage:
+        with forks_wait():
+            return Storage(self._settings.storage_location)
 
     @cached_property
     def _client(self) -> redis.Redis:
@@ -86,6 +93,8 @@ class Sweeper:
 
     def sweep(self, now: float) -> Swept:
         """Remove what has had its time; `now` is in seconds since 1970."""
+        if not self._settings.storage and not Path(self._settings.storage_location).exists():
+            return Swept(folders=self._remove_folders(now))  # no large result was ever kept
         unfinished = self._storage.clear(now)
         files = self._storage.files()
         expired, crowded_out = files_to_remove(

@@ -64,7 +64,7 @@ def growing_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
         yield system
 
 
-def _start(path: Path, dies: bool = False) -> tuple[WorkflowRun, Path]:
+def _start(system: System, path: Path, dies: bool = False) -> tuple[WorkflowRun, Path]:
     """A run whose own members have ended, while those that were added run; and the file that ends those."""
     go, died = path.with_name("go"), path.with_name("died")
     if not dies:
@@ -72,6 +72,8 @@ def _start(path: Path, dies: bool = False) -> tuple[WorkflowRun, Path]:
     run = growing.delay(str(path), str(go), str(died))
     wait_until(lambda: path.read_text() == "xx", what="both added tasks")
     wait_until(lambda: _succeeded(run) >= 6, what="the end of all but these")
+    # Whoever died had sent messages that come again.
+    wait_until(lambda: system.client.llen("cpu") == 0 and system.in_flight() == 2, what="the end of all else")
     return run, go
 
 
@@ -86,7 +88,7 @@ def _look() -> list[str]:
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_they_are_waited_for_and_there_once(dies: bool, growing_system: System, path: Path) -> None:
-    run, go = _start(path, dies)
+    run, go = _start(growing_system, path, dies)
     assert _look() == []
     go.touch()
     assert run.get(timeout=20) == 1203
@@ -99,7 +101,7 @@ def test_they_are_waited_for_and_there_once(dies: bool, growing_system: System, 
 
 
 def test_they_are_found_when_the_counters_get_lost(growing_system: System, path: Path) -> None:
-    run, go = _start(path)
+    run, go = _start(growing_system, path)
     client = growing_system.client
     groups: list[Any] = client.zrange(PENDING_KEY, 0, -1)
     (group_id,) = [one for one in groups if client.hget(CHORD_PREFIX + one, "run") == run.id]
@@ -125,7 +127,7 @@ def test_a_run_that_is_resumed_has_them_once_more(growing_system: System, path: 
 
 
 def test_a_cancelled_run_ends_them(growing_system: System, path: Path) -> None:
-    run, _ = _start(path)
+    run, _ = _start(growing_system, path)
     run.cancel()
     wait_until(growing_system.is_idle, what="the end of all")
     assert run.progress.state is RunState.CANCELLED

@@ -283,7 +283,7 @@ def test_status_on_a_narrow_terminal_keeps_ids_and_states_whole() -> None:
     broker = {"version": "valkey 9", "pid": 1, "memory_bytes": 1_500_000, "memory_limit_bytes": 10**9, "up_s": 3700}
     page = io.StringIO()
     facts = {"home": "/h", "up": None, "broker": broker | {"running": True}, "workers": [], "queues": [], "runs": [run]}
-    facts |= {"limits": [], "in_flight": 2, "dead_letters": 1}
+    facts |= {"limits": [], "in_flight": 2, "dead_letters": 1, "schedules": []}
     status.show(facts, Console(file=page, width=80))
     assert f"{run['id']}  research  SUCCEEDED  3/3    1 m 01 s" in page.getvalue()
     assert "valkey 9, pid 1, 1.5 MB of 1 GB, up 1 h 01 m" in page.getvalue()

@@ -72,6 +72,7 @@ def test_what_belongs_to_a_run_that_goes_on_stays_however_old_it_is(
     go = system.folder / "go"
     run = large.large_then_waits.delay(LARGE, str(go))
     [file] = wait_until(storage.files, what="the step's result")
+    wait_until(lambda: client.exists(RUNS_PREFIX + file.digest), what="that it is known whose that is")
     sweeper = _sweeper(system, client)
     later = time.time() + 30 * DAY
     assert sweeper.sweep(later).expired == 0
@@ -90,6 +91,7 @@ def test_over_the_quota_the_oldest_results_go_first_and_none_of_a_run_that_goes_
     go = system.folder / "go"
     run = large.large_then_waits.delay(LARGE, str(go))
     [held] = wait_until(storage.files, what="the step's result")
+    wait_until(lambda: client.exists(RUNS_PREFIX + held.digest), what="that it is known whose that is")
     calls = [large.noise.delay(LARGE, seed) for seed in range(1, 4)]
     for call in calls:
         call.get(timeout=30)

@@ -72,7 +72,7 @@ def test_a_new_run_is_queued_and_listed_first(client: fakeredis.FakeRedis) -> No
 
 
 def test_a_run_that_never_was_is_an_error_that_says_so(client: fakeredis.FakeRedis) -> None:
-    with pytest.raises(RunUnknown, match="no run nothing is known"):
+    with pytest.raises(RunUnknown, match="no run 'nothing' is known"):
         store.read_run(client, "nothing")
 
 

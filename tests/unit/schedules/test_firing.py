@@ -1,211 +1,28 @@
-"""What a schedule is, and what a worker does with it, on a made clock."""
+"""What a worker does with schedules, on a made clock."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable
 from typing import Any
 
 import fakeredis
 import pytest
 
-from agentlink.broker.calls import Command
-from agentlink.broker.errors import BrokerUnavailable, Overtaken
+from agentlink.broker.errors import BrokerUnavailable
 from agentlink.broker.publishing import _PUBLISH
-from tests.integration import declaring, sample
-from workflows import ScheduleRefused, ScheduleUnknown, firing, schedules, store, workflow
+from tests.unit.schedules.made import DAY_S, HOUR_S, MINUTE_S, NOON_S, WORKFLOW, Broker, Clock, next_s, put
+from workflows import firing, schedules, store
 from workflows.errors import WorkflowError
 from workflows.firing import Firer
-from workflows.schedule_definition import Definition, define
+from workflows.schedule_definition import define
 from workflows.schedule_turns import firing_commands
-
-WORKFLOW, MONDAY = sample.sums.name, declaring.each_monday.name
-MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
-#: A Thursday, 12:00 UTC.
-NOON_S = 1_795_694_400
-
-
-class Clock:
-    """The machine's, and the server's."""
-
-    def __init__(self) -> None:
-        self.now_s = float(NOON_S)
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def client(clock: Clock) -> fakeredis.FakeRedis:
-    return fakeredis.FakeRedis(server_type="valkey", version=(8,))
-
-
-class Broker:
-    """Takes the messages of runs as the real one does: by the same script, with the commands that go along."""
-
-    def __init__(self, client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._publish = client.register_script(_PUBLISH)
-        self.fired: list[tuple[str, str]] = []
-        self.away = False
-        monkeypatch.setattr(firing, "fire", self._fire)
-        monkeypatch.setattr(firing, "declared_by", lambda task: None)  # modules of other tests are imported too
-
-    def _fire(self, definition: Definition, run_id: str, also: Iterable[Command]) -> None:
-        if self.away:
-            raise BrokerUnavailable("redis://", "it is away")
-        firing.workflow_task(definition.workflow)
-        commands = json.dumps([[str(part) for part in command] for command in also])
-        if self._publish(keys=["", "cpu"], args=["", "", commands, "", "message", "", "wake"]) != 1:
-            raise Overtaken
-        self.fired.append((json.dumps(definition.args), run_id))
-
-
-@pytest.fixture
-def broker(client: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    return Broker(client, monkeypatch)
-
-
-def _put(client: fakeredis.FakeRedis, name: str = "s", **words: Any) -> None:
-    task = words.pop("workflow", WORKFLOW)
-    timing = words if words.keys() & {"every", "schedule"} else words | {"every": "1m"}
-    schedules.put(client, name, define(name, task, [name], **timing))
-
-
-def _next_s(client: fakeredis.FakeRedis, name: str = "s") -> float | None:
-    at = schedules.read(client, name).next_at
-    return None if at is None else at - NOON_S
-
-
-class TestDefine:
-    @pytest.mark.parametrize(
-        ("words", "problem"),
-        [
-            ({}, "want either a cron expression like '0 7 * * MON' or an interval like 15m"),
-            ({"schedule": "@daily", "every": "1h"}, "want either a cron expression"),
-            ({"schedule": "61 * * * *"}, "minute: want numbers from 0 to 59"),
-            ({"schedule": "@daily", "timezone": "Mars"}, "want a time zone like 'Europe/Berlin' or 'UTC', got 'Mars'"),
-            ({"every": "1h", "timezone": "UTC"}, "a time zone goes with a cron expression"),
-            ({"every": "often"}, "want a duration like 30s"),
-            ({"every": "0.5s"}, "want an interval of 1s or more, got '0.5s'"),
-            ({"every": "1h", "missed": "all"}, "want missed as one of skip, once, got 'all'"),
-            ({"every": "1h", "overlap": "yes"}, "want overlap as one of skip, wait, allow, got 'yes'"),
-            ({"every": "1h", "args": [object()]}, "not JSON serializable"),
-        ],
-    )
-    def test_what_makes_no_sense_is_refused(self, words: dict[str, Any], problem: str) -> None:
-        with pytest.raises(ScheduleRefused) as refused:
-            define("s", WORKFLOW, words.pop("args", ()), **words)
-        assert str(refused.value).startswith("schedule s: ")
-        assert problem in str(refused.value)
-
-    def test_a_workflow_that_declares_nonsense_can_not_be_defined(self) -> None:
-        with pytest.raises(ScheduleRefused, match="hour: want numbers from 0 to 23"):
-            workflow(schedule="0 25 * * *")(lambda: 1)
-
-    def test_a_workflow_that_needs_arguments_can_not_declare_when_it_runs(self) -> None:
-        with pytest.raises(ScheduleRefused, match=r"called without arguments; missing a required argument: 'n'"):
-            workflow(every="1h")(lambda n: n)
-
-    def test_a_workflow_completes_the_arguments_of_what_it_declares(self) -> None:
-        expected = define("s", MONDAY, [8], schedule="0 7 * * MON", timezone="Europe/Berlin", missed="once")
-        assert firing.declared_by(declaring.each_monday) == expected
-        assert firing.declared_by(sample.sums) is None
-
-
-class TestChanges:
-    def test_a_name_has_to_be_one(self, client: fakeredis.FakeRedis) -> None:
-        with pytest.raises(ScheduleRefused, match="want a name of 1 to 100 printable characters"):
-            _put(client, "a\nb")
-
-    def test_a_second_of_the_same_name_is_refused_or_replaces_the_first(self, client: fakeredis.FakeRedis) -> None:
-        _put(client)
-        with pytest.raises(ScheduleRefused, match="there is one already"):
-            _put(client, every="2m")
-        schedules.put(client, "s", define("s", WORKFLOW, every="2m"), replace=True)
-        assert _next_s(client) == 2 * MINUTE_S
-
-    def test_pause_and_resume(self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock) -> None:
-        _put(client, every="1h", missed="once")
-        schedules.pause(client, "s")
-        assert (schedules.read(client, "s").paused, _next_s(client)) == (True, None)
-        clock.now_s += DAY_S
-        Firer(lambda: client).look()
-        schedules.resume(client, "s")
-        schedules.resume(client, "s")
-        assert _next_s(client) == DAY_S + HOUR_S
-        Firer(lambda: client).look()
-        assert broker.fired == []
-
-    def test_added_paused_and_replaced_it_stays_paused(self, client: fakeredis.FakeRedis) -> None:
-        schedules.put(client, "s", define("s", WORKFLOW, every="1h"), paused=True)
-        schedules.put(client, "s", define("s", WORKFLOW, every="2h"), replace=True)
-        assert schedules.read(client, "s").paused
-
-    def test_what_is_not_there_is_named_with_what_is(self, client: fakeredis.FakeRedis) -> None:
-        _put(client, "b")
-        _put(client, "a")
-        for change in (schedules.pause, schedules.resume, schedules.remove, schedules.read):
-            with pytest.raises(ScheduleUnknown, match="no schedule is called 'c'; known are: a, b"):
-                change(client, "c")
-
-    def test_what_is_removed_leaves_nothing(self, client: fakeredis.FakeRedis) -> None:
-        _put(client)
-        schedules.remove(client, "s")
-        assert client.keys() == []
-
-
-@pytest.mark.usefixtures("clock")
-class TestDeclared:
-    FIRST = define("s", WORKFLOW, every="1h")
-    SECOND = define("s", WORKFLOW, every="2h")
-    MINE = define("s", WORKFLOW, every="3h")
-
-    def test_it_follows_the_code(self, client: fakeredis.FakeRedis, clock: Clock) -> None:
-        schedules.declare(client, "s", self.FIRST)
-        clock.now_s += MINUTE_S
-        schedules.declare(client, "s", self.FIRST)
-        assert _next_s(client) == HOUR_S
-        schedules.declare(client, "s", self.SECOND)
-        assert _next_s(client) == 2 * HOUR_S + MINUTE_S
-        schedules.undeclare(client, "s")
-        assert client.keys() == []
-
-    def test_what_a_person_has_changed_stays(self, client: fakeredis.FakeRedis) -> None:
-        schedules.declare(client, "s", self.FIRST)
-        schedules.put(client, "s", self.MINE, replace=True)
-        schedules.declare(client, "s", self.SECOND)
-        found = schedules.read(client, "s")
-        assert (found.definition, found.declared, found.changed) == (self.MINE, True, True)
-        schedules.undeclare(client, "s")
-        found = schedules.read(client, "s")
-        assert (found.definition, found.declared, found.changed) == (self.MINE, False, False)
-
-    def test_what_a_person_has_paused_stays_paused(self, client: fakeredis.FakeRedis) -> None:
-        schedules.declare(client, "s", self.FIRST)
-        schedules.pause(client, "s")
-        schedules.declare(client, "s", self.SECOND)
-        found = schedules.read(client, "s")
-        assert (found.definition, found.paused, found.next_at) == (self.SECOND, True, None)
-
-    def test_a_persons_own_schedule_is_not_the_codes_to_remove(self, client: fakeredis.FakeRedis) -> None:
-        schedules.put(client, "s", self.MINE)
-        schedules.undeclare(client, "s")
-        assert schedules.read(client, "s").definition == self.MINE
 
 
 class TestFiring:
     def test_each_time_is_fired_once_whoever_looks(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client)
+        put(client)
         firers = [Firer(lambda: client) for _ in range(3)]
         for _ in range(5 * MINUTE_S):
             clock.now_s += 2
@@ -217,7 +34,7 @@ class TestFiring:
     def test_a_worker_that_read_it_before_another_fired_is_refused(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _put(client)
+        put(client)
         firer, read = Firer(lambda: client), schedules.read
         firer.look()
         clock.now_s += MINUTE_S
@@ -235,7 +52,7 @@ class TestFiring:
     def test_a_worker_that_lost_the_answer_and_asks_again_is_told_it_was_accepted(
         self, client: fakeredis.FakeRedis
     ) -> None:
-        _put(client)
+        put(client)
         due_ms = (NOON_S + MINUTE_S) * 1000
         also = [[str(part) for part in command] for command in firing_commands("s", due_ms, due_ms + 1, due_ms, "run")]
         publish = client.register_script(_PUBLISH)
@@ -248,19 +65,19 @@ class TestFiring:
     def test_it_tells_when_it_fired_and_which_run(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client)
+        put(client)
         clock.now_s += MINUTE_S + 2
         Firer(lambda: client).look()
         found = schedules.read(client, "s")
         assert (found.run_id, found.fired_at) == (broker.fired[0][1], clock.now_s)
-        assert _next_s(client) == 2 * MINUTE_S  # counted from the time that was due
+        assert next_s(client) == 2 * MINUTE_S  # counted from the time that was due
 
     def test_a_worker_looks_again_when_the_next_is_due_and_each_second(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
         firer = Firer(lambda: client)
         assert firer.look() == 1.0
-        _put(client)
+        put(client)
         assert firer.look() == 1.0
         clock.now_s += MINUTE_S - 0.25
         assert firer.look() == 0.25
@@ -270,27 +87,27 @@ class TestFiring:
     def test_missed_times(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, words: Any, missed: str, fired: int
     ) -> None:
-        _put(client, missed=missed, **words)
+        put(client, missed=missed, **words)
         clock.now_s += 5 * HOUR_S + 120
         firer = Firer(lambda: client)
         firer.look()
         firer.look()
         assert len(broker.fired) == fired
-        assert _next_s(client) == 6 * HOUR_S
+        assert next_s(client) == 6 * HOUR_S
 
     @pytest.mark.parametrize("missed", ["skip", "once"])
     def test_a_time_less_than_a_minute_ago_is_late_not_missed(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, missed: str
     ) -> None:
-        _put(client, every="10s", missed=missed)
+        put(client, every="10s", missed=missed)
         clock.now_s += MINUTE_S
         Firer(lambda: client).look()
-        assert (len(broker.fired), _next_s(client)) == (1, 70)
+        assert (len(broker.fired), next_s(client)) == (1, 70)
 
     def test_a_broker_that_is_away_loses_no_time(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client)
+        put(client)
         clock.now_s += MINUTE_S
         broker.away, firer = True, Firer(lambda: client)
         with pytest.raises(BrokerUnavailable):
@@ -303,14 +120,14 @@ class TestFiring:
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
         """The times come again, under the ids of the runs they have started already: those are not run again."""
-        _put(client, schedule="0 * * * *", timezone="UTC")
+        put(client, schedule="0 * * * *", timezone="UTC")
         firer = Firer(lambda: client)
         firer.look()
         clock.now_s += HOUR_S
         firer.look()
         clock.now_s -= HOUR_S - MINUTE_S
         firer.look()
-        assert _next_s(client) == HOUR_S
+        assert next_s(client) == HOUR_S
         clock.now_s += HOUR_S - MINUTE_S
         firer.look()
         assert len(broker.fired) == 2
@@ -320,11 +137,11 @@ class TestFiring:
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
         clock.now_s += 365 * DAY_S
-        _put(client, "cron", schedule="0 * * * *", timezone="UTC")
-        _put(client, "interval", every="1h")
+        put(client, "cron", schedule="0 * * * *", timezone="UTC")
+        put(client, "interval", every="1h")
         clock.now_s -= 365 * DAY_S
         Firer(lambda: client).look()
-        assert _next_s(client, "cron") == _next_s(client, "interval") == HOUR_S
+        assert next_s(client, "cron") == next_s(client, "interval") == HOUR_S
 
 
 class TestOverlap:
@@ -337,7 +154,7 @@ class TestOverlap:
     def test_while_it_goes_on_no_other_begins_unless_that_is_allowed(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, overlap: str, fired: int
     ) -> None:
-        _put(client, every="1m", overlap=overlap)
+        put(client, every="1m", overlap=overlap)
         firer = Firer(lambda: client)
         for _ in range(5):
             clock.now_s += MINUTE_S
@@ -349,13 +166,13 @@ class TestOverlap:
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
         assert define("s", WORKFLOW, every="1m").overlap == "skip"
-        _put(client, every="1m")
+        put(client, every="1m")
         firer = Firer(lambda: client)
         for _ in range(4):
             clock.now_s += MINUTE_S
             firer.look()
             self._goes_on(client, broker.fired[0][1], "QUEUED")
-        assert (schedules.read(client, "s").skipped, _next_s(client)) == (3, 5 * MINUTE_S)
+        assert (schedules.read(client, "s").skipped, next_s(client)) == (3, 5 * MINUTE_S)
         self._goes_on(client, broker.fired[0][1], "FAILED")
         clock.now_s += MINUTE_S
         firer.look()
@@ -364,7 +181,7 @@ class TestOverlap:
     def test_one_that_waits_is_fired_once_as_soon_as_the_run_has_ended(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client, every="1m", overlap="wait")
+        put(client, every="1m", overlap="wait")
         clock.now_s += MINUTE_S
         Firer(lambda: client).look()
         self._goes_on(client, broker.fired[0][1], "RUNNING")
@@ -374,22 +191,22 @@ class TestOverlap:
         assert schedules.read(client, "s").waits_ms == (NOON_S + 2 * MINUTE_S) * 1000
         self._goes_on(client, broker.fired[0][1], "SUCCEEDED")
         Firer(lambda: client).look()
-        assert (len(broker.fired), _next_s(client)) == (2, 12 * MINUTE_S)
+        assert (len(broker.fired), next_s(client)) == (2, 12 * MINUTE_S)
         assert schedules.read(client, "s").waits_ms is None
 
     def test_one_that_was_missed_does_not_wait(self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock) -> None:
-        _put(client, every="1h", overlap="wait")
+        put(client, every="1h", overlap="wait")
         clock.now_s += HOUR_S
         Firer(lambda: client).look()
         self._goes_on(client, broker.fired[0][1], "RUNNING")
         clock.now_s += HOUR_S + 2 * MINUTE_S
         Firer(lambda: client).look()
-        assert (_next_s(client), schedules.read(client, "s").waits_ms) == (3 * HOUR_S, None)
+        assert (next_s(client), schedules.read(client, "s").waits_ms) == (3 * HOUR_S, None)
 
     def test_a_run_by_hand_holds_back_the_next_too_and_hides_none(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client, every="1m")
+        put(client, every="1m")
         clock.now_s += MINUTE_S
         Firer(lambda: client).look()
         timed_id = broker.fired[0][1]
@@ -402,7 +219,7 @@ class TestOverlap:
         assert (len(broker.fired), schedules.read(client, "s").skipped) == (1, 2)
 
     def test_what_was_kept_before_there_was_a_choice_is_read(self, client: fakeredis.FakeRedis) -> None:
-        _put(client)
+        put(client)
         key = schedules.schedule_key("s")
         kept = json.loads(client.hget(key, "definition") or "")
         del kept["overlap"]
@@ -414,8 +231,8 @@ class TestWhatCanNotBeFired:
     def test_it_holds_up_no_other_and_is_said_once(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
-        _put(client, "a", workflow="no.such", missed="once")
-        _put(client, "b")
+        put(client, "a", workflow="no.such", missed="once")
+        put(client, "b")
         client.hset("agentlink:schedule:c", "definition", '{"of": "a version to come"}')
         client.zadd(schedules.INDEX_KEY, {"c": 1})
         firer = Firer(lambda: client)
@@ -432,19 +249,19 @@ class TestWhatCanNotBeFired:
     def test_it_waits_for_a_worker_that_can_or_is_skipped(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock
     ) -> None:
-        _put(client, "makes-up", workflow="no.such", every="1h", missed="once")
-        _put(client, "skips", workflow="no.such", every="1h")
+        put(client, "makes-up", workflow="no.such", every="1h", missed="once")
+        put(client, "skips", workflow="no.such", every="1h")
         firer = Firer(lambda: client)
         for after_s, expected_s in ((HOUR_S, HOUR_S), (30, HOUR_S), (31, 2 * HOUR_S)):
             clock.now_s += after_s
             firer.look()
-            assert (_next_s(client, "makes-up"), _next_s(client, "skips")) == (HOUR_S, expected_s)
+            assert (next_s(client, "makes-up"), next_s(client, "skips")) == (HOUR_S, expected_s)
         assert schedules.read(client, "skips").error
 
     def test_the_next_that_is_fired_clears_the_error(
         self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _put(client)
+        put(client)
 
         def missing(name: str) -> None:
             raise firing.WorkflowMissing(name)
@@ -460,7 +277,7 @@ class TestWhatCanNotBeFired:
 
     def test_those_who_can_come_first(self, client: fakeredis.FakeRedis, broker: Broker, clock: Clock) -> None:
         """A worker with other modules than the schedule's says nothing while one that has them may be about to."""
-        _put(client, workflow="no.such")
+        put(client, workflow="no.such")
         clock.now_s += MINUTE_S + 1
         Firer(lambda: client).look()
         assert schedules.read(client, "s").error is None

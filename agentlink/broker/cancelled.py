@@ -39,16 +39,11 @@ def install(app: Celery) -> None:
 
 def _canceller(app: Celery) -> Chore:
     grace_s = load().cancel_grace_s
-    seen: frozenset[Any] = frozenset()
 
     def look() -> float:
-        nonlocal seen
-        # The main thread adds to it meanwhile.
+        # The main thread adds to the set of requests meanwhile: the next look is soon.
         with contextlib.suppress(RuntimeError):
-            running = frozenset(state.active_requests)
-            # What has only begun soon ends, mostly: nothing is asked for it.
-            seen, lasting = running, running & seen
-            end_cancelled(app.backend.client, lasting, grace_s)
+            end_cancelled(app.backend.client, list(state.active_requests), grace_s)
         return _LOOK_EVERY_S
 
     return Chore(name="ending what was cancelled", first_in_s=_LOOK_EVERY_S, do=look)
@@ -64,7 +59,8 @@ def end_cancelled(client: redis.Redis, requests: Iterable[Any], grace_s: float) 
     """Of these running tasks, ask those of cancelled runs to end, and kill those that were asked so long ago.
 
     They are asked with SIGUSR1, at which their `finally` runs. Those that have just begun are left for the next look:
-    most are refused at once, and their processes would be at another run's task when the signal comes.
+    most are refused at once, and their processes would be at another run's task when the signal comes. Nor is the
+    broker asked for short ones, then.
     """
     settled = time.time() - _LOOK_EVERY_S
     in_processes = [

@@ -66,6 +66,8 @@ class ChoreStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """After the pool has its processes."""
         for thread, chores in self._chores.items():
+            if not chores:
+                continue
             threading.Thread(target=self._keep, args=(chores,), name=f"chores, {thread}", daemon=True).start()
 
     def stop(self, worker: Any) -> None:
